@@ -1,0 +1,123 @@
+/** Waiting: permits that are handed over and can be abandoned, deadlines, one flight per key. */
+
+/** FIFO permits; a released permit is handed to the next waiter, so the limit holds. */
+export class Semaphore {
+  #free: number;
+  readonly #waiters: Array<() => void> = [];
+
+  /** `limit`: how many may hold a permit at once, an integer ≥ 1. */
+  constructor(limit: number) {
+    if (!Number.isInteger(limit) || limit < 1) {
+      throw new RangeError(`Cannot create a semaphore: limit must be an integer of at least 1, got ${limit}`);
+    }
+    this.#free = limit;
+  }
+
+  /** Waits its turn; the permit returns when disposed. Rejects with the signal's reason when aborted first. */
+  async acquire(signal?: AbortSignal): Promise<Disposable> {
+    signal?.throwIfAborted();
+    if (this.#free > 0) this.#free -= 1;
+    else await this.#wait(signal);
+    let isHeld = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (!isHeld) return;
+        isHeld = false;
+        const next = this.#waiters.shift();
+        if (next) next();
+        else this.#free += 1;
+      },
+    };
+  }
+
+  #wait(signal?: AbortSignal): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const onAbort = () => {
+      this.#waiters.splice(this.#waiters.indexOf(grant), 1);
+      reject(signal?.reason);
+    };
+    const grant = () => {
+      signal?.removeEventListener("abort", onAbort);
+      resolve();
+    };
+    signal?.addEventListener("abort", onAbort, { once: true });
+    this.#waiters.push(grant);
+    return promise;
+  }
+}
+
+/** Waits for `promise`, but no longer than until `signal` aborts; then rejects with its reason. The promise itself goes on. */
+export function abortable<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return promise;
+  if (signal.aborted) {
+    promise.catch(() => {}); // Nobody waits for it any more; its failure has no reader.
+    return Promise.reject(signal.reason);
+  }
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener("abort", onAbort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+  });
+}
+
+/** A signal that aborts with `reason()` after `ms`, unless disposed first. */
+export class Deadline implements Disposable {
+  readonly #controller = new AbortController();
+  readonly #timer: ReturnType<typeof setTimeout>;
+
+  /** `reason` is called only when the time is up. */
+  constructor(ms: number, reason: () => unknown) {
+    this.#timer = setTimeout(() => this.#controller.abort(reason()), ms);
+  }
+
+  /** Aborts when the time is up. */
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+  }
+}
+
+/** Resolves after `ms`; rejects with the signal's reason when aborted first. */
+export function delay(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason);
+    const onAbort = () => {
+      clearTimeout(timer);
+      reject(signal?.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", onAbort);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", onAbort, { once: true });
+  });
+}
+
+/** True when `promise` settles within `ms`, whichever way. */
+export function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => resolve(false), ms);
+    const settled = () => {
+      clearTimeout(timer);
+      resolve(true);
+    };
+    promise.then(settled, settled);
+  });
+}
+
+/** One flight per key: callers of the same key share the first caller's work while it lasts. */
+export class Singleflight<T> {
+  readonly #flights = new Map<string, Promise<T>>();
+
+  /** Joins the flight of `key`, or starts it. */
+  run(key: string, work: () => Promise<T>): Promise<T> {
+    const current = this.#flights.get(key);
+    if (current) return current;
+    const flight = work().finally(() => this.#flights.delete(key));
+    this.#flights.set(key, flight);
+    return flight;
+  }
+}
