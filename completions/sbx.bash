@@ -1,0 +1,57 @@
+# bash completion for sbx; made by `sbx completions bash`.
+_sbx() {
+    local cur prev command words options values files line
+    cur=${COMP_WORDS[COMP_CWORD]}
+    prev=${COMP_WORDS[COMP_CWORD-1]}
+    # bash takes "--option=value" apart at "=".
+    if [ "$cur" = "=" ]; then
+        cur=
+    elif [ "$prev" = "=" ]; then
+        prev=${COMP_WORDS[COMP_CWORD-2]}
+    fi
+    command=run words= options= values= files=
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words="run doctor completions"
+    else
+        case "${COMP_WORDS[1]}" in
+        run|doctor|completions) command=${COMP_WORDS[1]} ;;
+        esac
+    fi
+    case "$command" in
+    "run")
+        options="-l --language -c --code -t --timeout -m --memory -e --env --json -q --quiet --debug -j --jobs -h --help -V --version"
+        files=1
+        case "$prev" in
+        -l|--language) values="python javascript raw py js ts sh bash" ;;
+        -c|--code) values=- ;;
+        -t|--timeout) values=- ;;
+        -m|--memory) values=- ;;
+        -e|--env) values=- ;;
+        -j|--jobs) values=- ;;
+        esac
+        ;;
+    "doctor")
+        options="--json -h --help -V --version"
+        ;;
+    "completions")
+        options="-h --help -V --version"
+        words="$words bash zsh fish"
+        ;;
+    esac
+    COMPREPLY=()
+    if [ "$values" = - ]; then
+        return
+    elif [ -n "$values" ]; then
+        words=$values files=
+    elif [ "${cur#-}" != "$cur" ]; then
+        words=$options files=
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    if [ -n "$files" ]; then
+        compopt -o filenames 2>/dev/null
+        while IFS= read -r line; do
+            COMPREPLY+=("$line")
+        done < <(compgen -f -- "$cur")
+    fi
+}
+complete -F _sbx sbx

@@ -1,0 +1,49 @@
+# fish completion for sbx; made by `sbx completions fish`.
+
+# The command that is being typed; a first word that is no command means run.
+function __sbx_command
+    set -l words (commandline -opc)
+    set -e words[1]
+    switch "$words[1]"
+        case run doctor completions
+            switch "$words[1] $words[2]"
+                case ''
+                    echo "$words[1] $words[2]"
+                case '*'
+                    echo $words[1]
+            end
+        case '*'
+            echo run
+    end
+end
+
+function __sbx_is
+    test (__sbx_command) = "$argv"
+end
+
+function __sbx_is_first
+    test (count (commandline -opc)) -eq 1
+end
+
+complete -c sbx -f
+complete -c sbx -n __sbx_is_first -a run -d 'run one or more sources, each in its own VM, concurrently (the default command)'
+complete -c sbx -n '__sbx_is run' -s l -l language -x -a 'python javascript raw py js ts sh bash' -d 'python, javascript or raw (also py, js, ts, sh, bash); default: from the file\'s extension, else python'
+complete -c sbx -n '__sbx_is run' -s c -l code -x -d 'inline code, repeatable; runs before the positional sources'
+complete -c sbx -n '__sbx_is run' -s t -l timeout -x -d 'seconds the code may run, 1-300; default 30'
+complete -c sbx -n '__sbx_is run' -s m -l memory -x -d 'memory of the VM in MB (2^20 bytes), at least 128; default 256'
+complete -c sbx -n '__sbx_is run' -s e -l env -x -d 'environment variable for the code, repeatable'
+complete -c sbx -n '__sbx_is run' -l json -d 'print a machine-readable result on standard output'
+complete -c sbx -n '__sbx_is run' -s q -l quiet -d 'show no progress'
+complete -c sbx -n '__sbx_is run' -l debug -d 'stream boot and agent logs to standard error'
+complete -c sbx -n '__sbx_is run' -s j -l jobs -x -d 'how many sources run at once; default: as many as the host admits'
+complete -c sbx -n '__sbx_is run' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is run' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is run' -F
+complete -c sbx -n __sbx_is_first -a doctor -d 'check accelerator, QEMU, images, confinement, cgroups and network; say what mends what is missing'
+complete -c sbx -n '__sbx_is doctor' -l json -d 'print machine-readable findings'
+complete -c sbx -n '__sbx_is doctor' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is doctor' -s V -l version -d 'show the version'
+complete -c sbx -n __sbx_is_first -a completions -d 'print a completion script for bash, zsh or fish'
+complete -c sbx -n '__sbx_is completions' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is completions' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is completions' -a 'bash zsh fish'

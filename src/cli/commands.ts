@@ -1,0 +1,17 @@
+/** The command tree: a command is one file and its line here; each is loaded only when it is needed. */
+import type { Command } from "./command.ts";
+
+/** Every command by name, in the order of the help. */
+export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  run: async () => (await import("./run.ts")).run,
+  doctor: async () => (await import("./doctor.ts")).doctor,
+  completions: async () => (await import("./completions.ts")).completions,
+};
+
+/** The command that a first argument stands for which names none. */
+export const DEFAULT_COMMAND = "run";
+
+/** Loads all commands, for the help of the whole program and for completions. */
+export async function loadCommands(): Promise<readonly Command[]> {
+  return await Promise.all(Object.values(COMMANDS).map((load) => load()));
+}

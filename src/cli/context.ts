@@ -1,0 +1,63 @@
+/** Context: everything a command may touch of the world, so that commands run in tests without a process or a VM. */
+import type { Scheduler } from "../run/scheduler.ts";
+import type { Check } from "./doctor_report.ts";
+
+/** One output of the process. */
+export interface Output {
+  readonly isTty: boolean;
+  /** Width of the terminal in columns; 80 where there is none. */
+  readonly columns: number;
+  /** May escape sequences for colour be written? */
+  readonly hasColor: boolean;
+  /** Writes at once or in order later; never throws. */
+  write(text: string): void;
+  /** Resolves when everything written so far has left the process or never will. */
+  flush(): Promise<void>;
+}
+
+/** Standard input. */
+export interface InputStream {
+  readonly isTty: boolean;
+  /** All bytes up to the end of the stream, or the first `maxBytes + 1` of them. */
+  read(maxBytes: number, signal: AbortSignal): Promise<Uint8Array>;
+}
+
+/** A step of long work, such as the baking of a template. */
+export interface ProgressEvent {
+  /** What is being done: `template python`, `kernel` … Events of one task share it. */
+  readonly task: string;
+  /** What the task does at the moment. */
+  readonly message?: string;
+  /** 0-100, where it is known. */
+  readonly percent?: number;
+  /** Set once, by the last event of the task. */
+  readonly isDone?: boolean;
+}
+
+/** Called with each step. */
+export type OnProgress = (event: ProgressEvent) => void;
+
+/** How commands open a scheduler. */
+export interface OpenOptions {
+  readonly onProgress: OnProgress;
+  /** Takes each line of the host's own log, without its line break. */
+  readonly onLog: (line: string) => void;
+  /** Log everything, whatever `EXEC_SANDBOX_LOG_LEVEL` says. */
+  readonly isDebug: boolean;
+}
+
+/** What commands need of a scheduler. */
+export type CliScheduler = Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose>;
+
+/** What a command may touch. */
+export interface CliContext {
+  readonly stdin: InputStream;
+  readonly stdout: Output;
+  readonly stderr: Output;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** Aborts with an `InterruptedError` when the user or the system ends the program. */
+  readonly signal: AbortSignal;
+  openScheduler(options: OpenOptions): Promise<CliScheduler>;
+  /** The checks of `sbx doctor`, in the order they are shown. */
+  doctorChecks(): Promise<readonly Check[]>;
+}

@@ -1,0 +1,69 @@
+/** Host context: the real streams, scheduler and checks; each library part is loaded when a command first asks for it. */
+import { Buffer } from "node:buffer";
+import process from "node:process";
+import { isatty } from "node:tty";
+import type { BakeProgress } from "../run/bake.ts";
+import type { CliContext, InputStream, OpenOptions, ProgressEvent } from "./context.ts";
+import { ProcessOutput } from "./output.ts";
+
+const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
+  waiting: "waiting for another process that makes it",
+  booting: "booting",
+  warming: "warming up",
+  saving: "saving",
+  done: "ready",
+};
+
+/** The context of a real process. `onBroken` is called when the reader of standard output has gone. */
+export function hostContext(options: { readonly signal: AbortSignal; readonly onBroken: () => void }): CliContext {
+  const { env } = process;
+  return {
+    stdin: processInput(),
+    stdout: new ProcessOutput("stdout", env, options.onBroken),
+    // Nobody reads our complaints: no reason to end what runs.
+    stderr: new ProcessOutput("stderr", env, () => {}),
+    env,
+    signal: options.signal,
+    openScheduler,
+    doctorChecks: async () => (await import("./doctor_checks.ts")).hostChecks(env),
+  };
+}
+
+async function openScheduler({ onProgress, onLog, isDebug }: OpenOptions) {
+  const [{ Scheduler }, { resolveConfig }, { lineLogger }] = await Promise.all([
+    import("../run/scheduler.ts"),
+    import("../config/config.ts"),
+    import("../base/log.ts"),
+  ]);
+  const log = lineLogger(isDebug ? "debug" : resolveConfig().logLevel, onLog);
+  return await Scheduler.open({}, { log, onProgress: (progress) => onProgress(bakeEvent(progress)) });
+}
+
+/** A step of a bake as a step of a task. */
+function bakeEvent({ language, phase }: BakeProgress): ProgressEvent {
+  return { task: `start template for ${language}`, message: PHASES[phase], ...(phase === "done" ? { isDone: true } : {}) };
+}
+
+function processInput(): InputStream {
+  return {
+    isTty: isatty(0),
+    async read(maxBytes, signal) {
+      const chunks: Uint8Array[] = [];
+      let total = 0;
+      const { stdin } = process;
+      const onAbort = () => void stdin.destroy();
+      signal.addEventListener("abort", onAbort, { once: true });
+      try {
+        for await (const chunk of stdin as AsyncIterable<Uint8Array>) {
+          chunks.push(chunk);
+          total += chunk.length;
+          if (total > maxBytes) break;
+        }
+      } finally {
+        signal.removeEventListener("abort", onAbort);
+        signal.throwIfAborted();
+      }
+      return Buffer.concat(chunks).subarray(0, maxBytes + 1);
+    },
+  };
+}

@@ -1,0 +1,30 @@
+/** Main: the real process around the program: signals, streams and the exit. */
+import process from "node:process";
+import { BrokenPipeError, InterruptedError } from "./failure.ts";
+import { hostContext } from "./host_context.ts";
+import { runProgram } from "./program.ts";
+
+/** Signals that end the program in order, with their numbers. */
+const SIGNALS = { SIGINT: 2, SIGTERM: 15, SIGHUP: 1 } as const;
+
+/** What an ordered end may take; then the process ends whatever still hangs. Children die with it. */
+const END_GRACE_MS = 10_000;
+
+/** Runs the program on `args` and ends the process with its status. */
+export async function main(args: readonly string[]): Promise<void> {
+  const ending = new AbortController();
+  for (const [name, number] of Object.entries(SIGNALS)) {
+    process.on(name, () => {
+      if (ending.signal.aborted) process.exit(128 + number); // The user insists.
+      ending.abort(new InterruptedError(name, number));
+      setTimeout(() => process.exit(128 + number), END_GRACE_MS).unref();
+    });
+  }
+  const context = hostContext({
+    signal: ending.signal,
+    onBroken: () => ending.abort(new BrokenPipeError("The reader of the output has gone")),
+  });
+  const code = await runProgram(args, context);
+  await Promise.all([context.stdout.flush(), context.stderr.flush()]);
+  process.exit(code);
+}

@@ -1,0 +1,49 @@
+/** Results and failures as `--json` prints them. */
+import { SandboxError } from "../base/errors.ts";
+import type { ExecutionResult } from "../run/result.ts";
+import type { Output } from "./context.ts";
+import { errorJson } from "./failure.ts";
+
+/** How the run of one source ended. */
+export type Outcome = { readonly result: ExecutionResult } | { readonly error: unknown };
+
+/** `result` with the field names of the command line. */
+export function resultJson(result: ExecutionResult): Record<string, unknown> {
+  return {
+    stdout: result.stdout,
+    stderr: result.stderr,
+    exit_code: result.exitCode,
+    timed_out: result.timedOut,
+    execution_time_ms: result.executionTimeMs,
+    external_cpu_time_ms: result.externalCpuTimeMs,
+    external_memory_peak_mb: result.externalMemoryPeakMb,
+    timing: {
+      setup_ms: result.timing.setupMs,
+      boot_ms: result.timing.bootMs,
+      execute_ms: result.timing.executeMs,
+      total_ms: result.timing.totalMs,
+    },
+    warm_pool_hit: result.warmPoolHit,
+    start: result.start,
+    exposed_ports: result.exposedPorts.map(({ internal, external, host, url }) => ({ internal, external, host, url })),
+  };
+}
+
+/** An outcome: the result, or `error` beside what there is of a result. */
+export function outcomeJson(outcome: Outcome): Record<string, unknown> {
+  if ("result" in outcome) return resultJson(outcome.result);
+  const partial = partialResult(outcome.error);
+  return { ...(partial === undefined ? {} : resultJson(partial)), error: errorJson(outcome.error) };
+}
+
+/** The result that an error carries: of an execution that went past an output cap. */
+export function partialResult(error: unknown): ExecutionResult | undefined {
+  if (!SandboxError.is(error) || !("result" in error)) return undefined;
+  const { result } = error;
+  return typeof result === "object" && result !== null && "timing" in result ? result as ExecutionResult : undefined;
+}
+
+/** Writes `value` on one line, or indented for a person at a terminal. */
+export function writeJson(stdout: Output, value: unknown): void {
+  stdout.write(`${JSON.stringify(value, null, stdout.isTty ? 2 : 0)}\n`);
+}

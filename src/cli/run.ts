@@ -1,0 +1,224 @@
+/** `sbx run`: one or more sources, each in a VM of its own. */
+import { Semaphore } from "../base/async.ts";
+import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
+import { EnvVarValidationError } from "../base/errors.ts";
+import { checkEnv } from "../run/env.ts";
+import type { RunRequest } from "../run/request.ts";
+import type { CliContext, CliScheduler } from "./context.ts";
+import type { Command, Input } from "./command.ts";
+import { EXIT, exitCodeOf, InterruptedError, printable, reportError, UsageError, writeReport } from "./failure.ts";
+import { Progress } from "./progress.ts";
+import { type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
+import { LANGUAGE_CHOICES, parseLanguage, readSources, type Source } from "./sources.ts";
+
+/** The command. */
+export const run: Command = {
+  name: "run",
+  summary: "run one or more sources, each in its own VM, concurrently (the default command)",
+  argument: {
+    name: "SOURCES",
+    isVariadic: true,
+    completion: "file",
+    help: "code, a path to a file, or - for standard input",
+  },
+  options: [
+    {
+      long: "language",
+      short: "l",
+      value: "LANGUAGE",
+      completion: LANGUAGE_CHOICES,
+      help: "python, javascript or raw (also py, js, ts, sh, bash); default: from the file's extension, else python",
+    },
+    { long: "code", short: "c", value: "CODE", isRepeatable: true, help: "inline code, repeatable; runs before the positional sources" },
+    { long: "timeout", short: "t", value: "SECONDS", help: "seconds the code may run, 1-300; default 30" },
+    { long: "memory", short: "m", value: "MB", help: "memory of the VM in MB (2^20 bytes), at least 128; default 256" },
+    { long: "env", short: "e", value: "KEY=VALUE", isRepeatable: true, help: "environment variable for the code, repeatable" },
+    { long: "json", help: "print a machine-readable result on standard output" },
+    { long: "quiet", short: "q", help: "show no progress" },
+    { long: "debug", help: "stream boot and agent logs to standard error" },
+    { long: "jobs", short: "j", value: "N", help: "how many sources run at once; default: as many as the host admits" },
+  ],
+  examples: [
+    [`sbx run 'print("Hello from sandbox")'`, "inline code"],
+    ["sbx run script.py app.ts -j 2", "files; the extension names the language"],
+    ["sbx run -l bash -c 'uname -a'", "a shell program"],
+    ["echo 'console.log(1)' | sbx run -l js -", "standard input"],
+    [`sbx run --json -t 5 'while True: pass'`, "a result for programs"],
+  ],
+  run: execute,
+};
+
+/** What the options say, checked. */
+export interface RunOptions {
+  readonly request: Pick<RunRequest, "timeoutSeconds" | "memoryMb" | "env">;
+  readonly jobs: number | undefined;
+  readonly isJson: boolean;
+  readonly isQuiet: boolean;
+  readonly isDebug: boolean;
+}
+
+/** Reads the options. Throws `UsageError`, or `EnvVarValidationError` for `--env`. */
+export function parseRunOptions(input: Input): RunOptions {
+  const timeoutSeconds = numberOption(input, "timeout", { min: TIMEOUT_MIN_SECONDS, max: TIMEOUT_MAX_SECONDS, unit: " seconds" });
+  const memoryMb = numberOption(input, "memory", { min: MEMORY_MIN_MIB, unit: " MB", isWhole: true });
+  const env = parseEnv(input.values("env"));
+  return {
+    request: {
+      ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }),
+      ...(memoryMb === undefined ? {} : { memoryMb }),
+      ...(env === undefined ? {} : { env }),
+    },
+    jobs: numberOption(input, "jobs", { min: 1, unit: "", isWhole: true }),
+    isJson: input.has("json"),
+    isQuiet: input.has("quiet"),
+    isDebug: input.has("debug"),
+  };
+}
+
+interface NumberRange {
+  readonly min: number;
+  readonly max?: number;
+  readonly unit: string;
+  readonly isWhole?: boolean;
+}
+
+function numberOption(input: Input, long: string, { min, max, unit, isWhole = false }: NumberRange): number | undefined {
+  const text = input.value(long);
+  if (text === undefined) return undefined;
+  const number = (isWhole ? /^\d+$/ : /^\d+(\.\d+)?$/).test(text) ? Number(text) : NaN;
+  if (number >= min && number <= (max ?? Number.MAX_SAFE_INTEGER)) return number;
+  const range = max === undefined ? `at least ${min}` : `between ${min} and ${max}`;
+  throw new UsageError(`Cannot set --${long}: must be ${isWhole ? "a whole number of " : ""}${range}${unit}, got ${JSON.stringify(text)}`);
+}
+
+/** `KEY=VALUE` pairs; the last of a key wins. */
+function parseEnv(pairs: readonly string[]): Readonly<Record<string, string>> | undefined {
+  if (pairs.length === 0) return undefined;
+  const entries = pairs.map((pair): [string, string] => {
+    const at = pair.indexOf("=");
+    if (at > 0) return [pair.slice(0, at), pair.slice(at + 1)];
+    // What stands behind "=" may be a secret: only the form is told.
+    throw new EnvVarValidationError(
+      at < 0 ? `Cannot set --env: must be KEY=VALUE, got ${JSON.stringify(pair)}` : "Cannot set --env: must be KEY=VALUE, got no KEY",
+    );
+  });
+  return checkEnv(Object.fromEntries(entries));
+}
+
+async function execute(context: CliContext, input: Input): Promise<number> {
+  const options = parseRunOptions(input);
+  const given = input.value("language");
+  const sources = await readSources({
+    codes: input.values("code"),
+    positionals: input.positionals,
+    language: given === undefined ? undefined : parseLanguage(given),
+  }, context);
+  using progress = new Progress(context.stderr, { isQuiet: options.isQuiet });
+  const onLog = (line: string) => {
+    progress.clear();
+    context.stderr.write(`${printable(line)}\n`);
+  };
+  await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug: options.isDebug });
+  const [only] = sources;
+  return only !== undefined && sources.length === 1
+    ? await runOne(only, { context, scheduler, options, progress })
+    : await runSeveral(sources, { context, scheduler, options, progress });
+}
+
+interface Job {
+  readonly context: CliContext;
+  readonly scheduler: CliScheduler;
+  readonly options: RunOptions;
+  readonly progress: Progress;
+}
+
+/** Runs one source; its output passes through as it arrives, unless a result is wanted as JSON. */
+async function runOne(source: Source, job: Job): Promise<number> {
+  const { context: { stdout, stderr }, options, progress } = job;
+  const pass = (output: { write(text: string): void }) => (text: string) => {
+    progress.clear();
+    output.write(text);
+  };
+  const outcome = await runSource(source, job, options.isJson ? {} : { onStdout: pass(stdout), onStderr: pass(stderr) });
+  progress.clear();
+  if (options.isJson) writeJson(stdout, outcomeJson(outcome));
+  else reportOutcome(outcome, job);
+  return exitCodeOfOutcome(outcome);
+}
+
+/** Runs the sources side by side; prints each whole, in their order, as soon as those before it are printed. */
+async function runSeveral(sources: readonly Source[], job: Job): Promise<number> {
+  const { context: { stdout, stderr, signal }, options, progress } = job;
+  const gate = options.jobs === undefined ? undefined : new Semaphore(options.jobs);
+  const running = sources.map(async (source): Promise<Outcome> => {
+    try {
+      using _permit = await gate?.acquire(signal);
+      return await runSource(source, job, {});
+    } catch (error) {
+      return { error };
+    }
+  });
+  const outcomes: Outcome[] = [];
+  for (const [index, source] of sources.entries()) {
+    const outcome = await running[index] as Outcome;
+    outcomes.push(outcome);
+    if (options.isJson) continue;
+    progress.clear();
+    if (stderr.isTty && !options.isQuiet) {
+      stderr.write(`${header(`${index + 1}/${sources.length} ${printable(source.label)}`, stderr.hasColor)}\n`);
+    }
+    const result = "result" in outcome ? outcome.result : partialResult(outcome.error);
+    if (result?.stdout) stdout.write(result.stdout);
+    if (result?.stderr) stderr.write(result.stderr);
+    reportOutcome(outcome, job, source.label);
+  }
+  if (options.isJson) {
+    writeJson(stdout, outcomes.map((outcome, index) => ({ index, source: sources[index]?.source, ...outcomeJson(outcome) })));
+  }
+  if (signal.aborted) return exitCodeOf(signal.reason);
+  return outcomes.map(exitCodeOfOutcome).find((code) => code !== 0) ?? 0;
+}
+
+function header(text: string, hasColor: boolean): string {
+  return hasColor ? `\x1b[1m── ${text}\x1b[0m` : `── ${text}`;
+}
+
+/** Runs one source; a failure is an outcome too. */
+async function runSource(
+  source: Source,
+  { context, scheduler, options }: Job,
+  callbacks: Pick<RunRequest, "onStdout" | "onStderr">,
+): Promise<Outcome> {
+  const request: RunRequest = {
+    code: source.code,
+    language: source.language,
+    ...options.request,
+    signal: context.signal,
+    ...callbacks,
+    ...(options.isDebug ? { onBootLog: (text: string) => context.stderr.write(printable(text)) } : {}),
+  };
+  try {
+    return { result: await scheduler.run(request) };
+  } catch (error) {
+    return { error };
+  }
+}
+
+/** Says on standard error what the program's own output cannot say. An interrupt is told once for all, by our caller. */
+function reportOutcome(outcome: Outcome, { context: { stderr }, options }: Job, label?: string): void {
+  if ("error" in outcome) {
+    if (outcome.error instanceof InterruptedError) return;
+    reportError(stderr, outcome.error, { isDebug: options.isDebug, ...(label === undefined ? {} : { label }) });
+  } else if (outcome.result.timedOut) {
+    const hint = `--timeout SECONDS allows up to ${TIMEOUT_MAX_SECONDS}.`;
+    writeReport(stderr, { message: "The code ran out of time and was ended", hint, ...(label === undefined ? {} : { label }) });
+  }
+}
+
+/** The exit status of one outcome: the program's own, or ours. */
+function exitCodeOfOutcome(outcome: Outcome): number {
+  if ("error" in outcome) return exitCodeOf(outcome.error);
+  if (outcome.result.timedOut) return EXIT.timedOut;
+  // -1 without a time-out: the status was lost.
+  return outcome.result.exitCode < 0 ? EXIT.sandbox : outcome.result.exitCode;
+}
