@@ -120,4 +120,9 @@ export class Singleflight<T> {
     this.#flights.set(key, flight);
     return flight;
   }
+
+  /** Resolves when no flight is under way any more, however they ended. */
+  async settled(): Promise<void> {
+    while (this.#flights.size > 0) await Promise.allSettled(this.#flights.values());
+  }
 }

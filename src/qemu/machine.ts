@@ -1,0 +1,112 @@
+/** Machine: a description of the virtual machine → QEMU's arguments. Pure: same description, same arguments. */
+import type { Arch } from "../host/platform.ts";
+
+/** What runs the guest's instructions. */
+export type Accelerator = "kvm" | "hvf" | "tcg";
+
+/** Descriptors QEMU inherits; each is one end of a socketpair, so that nobody else can connect. */
+export const QMP_FD = 3;
+/** The agent's control port. */
+export const CONTROL_FD = 4;
+/** Kernel and agent log, when somebody reads it. */
+export const CONSOLE_FD = 5;
+
+/** How the machine comes to life. */
+export type Start =
+  | {
+    readonly kind: "boot";
+    readonly kernel: string;
+    readonly initrd: string;
+    readonly commandLine: string;
+  }
+  /** Waits for `migrate-incoming`; kernel and initrd are in the RAM already. */
+  | { readonly kind: "clone" };
+
+/** Where the guest's memory lives. */
+export type Memory =
+  | { readonly kind: "anonymous" }
+  /** A file; writes go to it when shared, and stay private otherwise. */
+  | { readonly kind: "file"; readonly path: string; readonly isShared: boolean };
+
+/** Everything that decides the arguments. Paths are as QEMU sees them, behind its confinement. */
+export interface MachineSpec {
+  /** Tells our QEMUs from all others in the process list. */
+  readonly name: string;
+  readonly arch: Arch;
+  readonly accelerator: Accelerator;
+  readonly cpu: string;
+  readonly memoryMiB: number;
+  readonly memory: Memory;
+  readonly firmware: string;
+  /** Raw, read-only. */
+  readonly rootImage: string;
+  readonly start: Start;
+  /** `socket`: virtio console on `CONSOLE_FD`. `serial`: the same from the first instruction on, for diagnosis. `none`: dropped. */
+  readonly console: "socket" | "serial" | "none";
+}
+
+/** The arguments after the program's name. */
+export function machineArgs(spec: MachineSpec): string[] {
+  return [
+    ...["-name", spec.name],
+    ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
+    ...["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
+    ...["-M", machineType(spec), "-accel", acceleratorOption(spec.accelerator), "-cpu", spec.cpu],
+    ...["-m", `${spec.memoryMiB}M`, ...memoryOptions(spec)],
+    ...(spec.firmware === "" ? [] : ["-bios", spec.firmware]),
+    ...startOptions(spec.start),
+    ...["-chardev", `socket,id=qmp,fd=${QMP_FD}`, "-mon", "chardev=qmp,mode=control"],
+    ...["-drive", `id=root,if=none,format=raw,readonly=on,file.locking=off,file=${escaped(spec.rootImage)}`],
+    ...["-device", "virtio-blk-device,drive=root"],
+    ...["-device", "virtio-serial-device,max_ports=3"],
+    ...consoleOptions(spec.console),
+    ...["-chardev", `socket,id=control,fd=${CONTROL_FD}`, "-device", "virtserialport,chardev=control,nr=1,name=sbx.control"],
+    ...["-chardev", "null,id=net", "-device", "virtserialport,chardev=net,nr=2,name=sbx.net"],
+  ];
+}
+
+/**
+ * The command line of the guest's kernel. `no_timer_check`, `tsc=reliable` and a fixed `lpj` would save nothing under TCG that was
+ * measurable; what is here is needed.
+ */
+export function kernelCommandLine(options: { readonly language: string; readonly console: MachineSpec["console"] }): string {
+  const console = options.console === "serial" ? "console=ttyS0 ignore_loglevel" : "console=hvc0 quiet";
+  return `${console} reboot=t panic=-1 sbx.language=${options.language}`;
+}
+
+function machineType(spec: MachineSpec): string {
+  const memory = spec.memory.kind === "file" ? ",memory-backend=ram" : "";
+  if (spec.arch === "aarch64") return `virt,gic-version=max${memory}`;
+  const serial = spec.console === "serial" ? "on" : "off";
+  // Under TCG the kernel calibrates its timers against the PIT and hangs without it; KVM brings its own clock.
+  const legacy = spec.accelerator === "tcg" ? "on" : "off";
+  return `microvm,x-option-roms=off,acpi=off,auto-kernel-cmdline=${spec.start.kind === "boot" ? "on" : "off"},isa-serial=${serial},` +
+    `pit=${legacy},pic=${legacy},rtc=${legacy}${memory}`;
+}
+
+function acceleratorOption(accelerator: Accelerator): string {
+  // One thread: with one CPU there is nothing to run beside it, and the locks of many are not taken.
+  return accelerator === "tcg" ? "tcg,thread=single" : accelerator;
+}
+
+function memoryOptions(spec: MachineSpec): string[] {
+  if (spec.memory.kind === "anonymous") return [];
+  const sharing = spec.memory.isShared ? "on" : "off";
+  return ["-object", `memory-backend-file,id=ram,size=${spec.memoryMiB}M,mem-path=${escaped(spec.memory.path)},share=${sharing}`];
+}
+
+function startOptions(start: Start): string[] {
+  if (start.kind === "clone") return ["-incoming", "defer"];
+  return ["-kernel", start.kernel, "-initrd", start.initrd, "-append", start.commandLine];
+}
+
+function consoleOptions(console: MachineSpec["console"]): string[] {
+  const backend = console === "none" ? "null,id=console" : `socket,id=console,fd=${CONSOLE_FD}`;
+  if (console === "serial") return ["-chardev", backend, "-serial", "chardev:console"];
+  return ["-chardev", backend, "-device", "virtconsole,chardev=console,nr=0"];
+}
+
+/** QEMU reads commas as separators; a doubled comma is one comma. */
+function escaped(path: string): string {
+  return path.replaceAll(",", ",,");
+}

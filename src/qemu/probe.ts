@@ -1,0 +1,137 @@
+/** Probe: which QEMU, and which accelerators are worth trying. What really works, only a boot tells (vm/canary). */
+import { constants } from "node:fs";
+import fs from "node:fs/promises";
+import path from "node:path";
+import { SandboxDependencyError } from "../base/errors.ts";
+import { run } from "../host/process.ts";
+import type { Platform } from "../host/platform.ts";
+import type { Accelerator } from "./machine.ts";
+
+/** The oldest QEMU that can clone with RAM in a file (`x-ignore-shared` on microvm, `-chardev socket,fd=`). */
+export const QEMU_MIN_MAJOR = 8;
+
+/** A QEMU and where its firmware comes from. */
+export interface Qemu {
+  readonly path: string;
+  readonly version: string;
+  /** Built by us: static, and all it needs is in the images directory. */
+  readonly isOwn: boolean;
+}
+
+/** An accelerator with the CPU model to ask it for. */
+export interface Candidate {
+  readonly accelerator: Accelerator;
+  readonly cpu: string;
+}
+
+/** What to try, in order; the last one always works. */
+export interface Candidates {
+  readonly candidates: readonly Candidate[];
+  /** Why hardware acceleration is not even tried; empty when it is. */
+  readonly reason: string;
+}
+
+/** Software emulation: the guest's CPU is made by QEMU and the same on every host. */
+export const EMULATION: Candidate = { accelerator: "tcg", cpu: "max" };
+
+/** Facts about the host that decide what is tried. */
+export interface AcceleratorFacts {
+  readonly platform: Pick<Platform, "os" | "arch">;
+  readonly isEmulationForced: boolean;
+  /** Why `/dev/kvm` cannot be opened; undefined when it can. */
+  readonly kvmProblem: string | undefined;
+  /** `/proc/cpuinfo` has `vmx` or `svm`, or the architecture has no such flag. */
+  readonly hasVirtualizationFlag: boolean;
+  /** The module that makes a `/dev/kvm` without hardware behind it. */
+  readonly isPvm: boolean;
+}
+
+/** Pure: the ladder of accelerators and CPU models. The guest never sees nested virtualization. */
+export function acceleratorCandidates(facts: AcceleratorFacts): Candidates {
+  const emulationOnly = (reason: string): Candidates => ({ candidates: [EMULATION], reason });
+  if (facts.isEmulationForced) return emulationOnly("EXEC_SANDBOX_FORCE_EMULATION is set");
+  if (facts.platform.os === "macos") return { candidates: [{ accelerator: "hvf", cpu: "host" }, EMULATION], reason: "" };
+  if (facts.kvmProblem !== undefined) return emulationOnly(facts.kvmProblem);
+  if (facts.isPvm) return emulationOnly("this host's /dev/kvm is kvm-pvm, which cannot run an ordinary Linux guest");
+  if (!facts.hasVirtualizationFlag) return emulationOnly("this host's CPU shows neither vmx nor svm, although /dev/kvm exists");
+  if (facts.platform.arch === "aarch64") return { candidates: [{ accelerator: "kvm", cpu: "host" }, EMULATION], reason: "" };
+  return {
+    candidates: [
+      { accelerator: "kvm", cpu: "host,-svm,-vmx" },
+      // Some nested hosts let QEMU read MSR 0x10a and refuse to set it, which aborts the start.
+      { accelerator: "kvm", cpu: "host,-svm,-vmx,-arch-capabilities" },
+      EMULATION,
+    ],
+    reason: "",
+  };
+}
+
+/** Reads the facts from the host. */
+export async function readAcceleratorFacts(platform: Platform, isEmulationForced: boolean): Promise<AcceleratorFacts> {
+  if (platform.os === "macos") {
+    return { platform, isEmulationForced, kvmProblem: undefined, hasVirtualizationFlag: true, isPvm: false };
+  }
+  const [kvmProblem, cpuinfo, isPvm] = await Promise.all([
+    fs.access("/dev/kvm", constants.R_OK | constants.W_OK).then(() => undefined, describeKvmProblem),
+    fs.readFile("/proc/cpuinfo", "utf8").catch(() => ""), // Unreadable: no flag is seen, and emulation is used.
+    fs.access("/sys/module/kvm_pvm").then(() => true, () => false),
+  ]);
+  const hasVirtualizationFlag = platform.arch === "aarch64" || /^flags\s*:.*\b(vmx|svm)\b/m.test(cpuinfo);
+  return { platform, isEmulationForced, kvmProblem, hasVirtualizationFlag, isPvm };
+}
+
+function describeKvmProblem(error: NodeJS.ErrnoException): string {
+  if (error.code === "EACCES") return "/dev/kvm may not be opened by this user; add the user to the group kvm";
+  return "this host has no /dev/kvm";
+}
+
+/** Where QEMU is looked for: an explicit path, our own build, then PATH. */
+export interface QemuSources {
+  /** `EXEC_SANDBOX_QEMU`. */
+  readonly explicit: string | undefined;
+  /** Our own build with its version, when the images directory has one for this host. */
+  readonly own: { readonly path: string; readonly version: string } | undefined;
+  readonly arch: Platform["arch"];
+  /** `PATH` of this process. */
+  readonly searchPath: string;
+}
+
+/** The QEMU to use. Throws `SandboxDependencyError` when there is none, it does not run, or it is too old. */
+export async function findQemu(sources: QemuSources): Promise<Qemu> {
+  if (sources.explicit === undefined && sources.own) return { ...sources.own, isOwn: true };
+  const name = `qemu-system-${sources.arch}`;
+  const program = sources.explicit ?? await findInPath(name, sources.searchPath);
+  if (program === undefined) {
+    throw new SandboxDependencyError(`Cannot find QEMU: neither the images directory nor PATH has one (${name})`, {
+      hint: "Run `sbx images build` or `sbx prefetch`, or install QEMU 8 or newer.",
+    });
+  }
+  const version = await readVersion(program);
+  if (Number.parseInt(version) < QEMU_MIN_MAJOR) {
+    throw new SandboxDependencyError(`Cannot use ${program}: QEMU must be version ${QEMU_MIN_MAJOR} or newer, got ${version}`, {
+      hint: "Run `sbx images build` or `sbx prefetch` for sbx's own QEMU, or set EXEC_SANDBOX_QEMU to a newer one.",
+    });
+  }
+  return { path: program, version, isOwn: false };
+}
+
+async function readVersion(program: string): Promise<string> {
+  const output = await run([program, "--version"]).catch((cause) => {
+    throw new SandboxDependencyError(`Cannot start QEMU: ${program} does not run`, { cause });
+  });
+  const version = /version (\d+\.\d+(?:\.\d+)?)/.exec(output.stdout)?.[1];
+  if (version === undefined) {
+    throw new SandboxDependencyError(
+      `Cannot use ${program}: it does not say which QEMU it is: ${(output.stderr || output.stdout).trim().slice(0, 200)}`,
+    );
+  }
+  return version;
+}
+
+async function findInPath(name: string, searchPath: string): Promise<string | undefined> {
+  for (const directory of searchPath.split(path.delimiter)) {
+    const candidate = path.join(directory, name);
+    if (path.isAbsolute(directory) && await fs.access(candidate, constants.X_OK).then(() => true, () => false)) return candidate;
+  }
+  return undefined;
+}

@@ -1,0 +1,82 @@
+/** Bake: boots a machine once, warms it up and saves it as a template. */
+import { CommunicationError, messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
+import { settlesWithin } from "../base/async.ts";
+import type { Hypervisor } from "../vm/hypervisor.ts";
+import { launch } from "../vm/launch.ts";
+import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
+import type { Language } from "./request.ts";
+import { WARM_UP } from "./warm_up.ts";
+
+const WARM_UP_RUNS = 2;
+const WARM_UP_TIMEOUT_MS = 60_000;
+const QUIT_TIMEOUT_MS = 5_000;
+
+/** A step of a bake, as it begins. */
+export interface BakeProgress {
+  readonly language: string;
+  readonly memoryMb: number;
+  readonly phase: "waiting" | "booting" | "warming" | "saving" | "done";
+  /** Since the bake began, in milliseconds. */
+  readonly elapsedMs: number;
+}
+
+/** What a bake needs. */
+export interface BakeOptions {
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: BakeProgress) => void;
+}
+
+/** The template, baked now when there is none. Throws the launch's error, or `SnapshotError` when it cannot be saved. */
+export async function ensureTemplate(
+  hypervisor: Hypervisor,
+  store: TemplateStore,
+  identity: TemplateIdentity,
+  options: BakeOptions = {},
+): Promise<Template> {
+  const startedAt = performance.now();
+  const report = (phase: BakeProgress["phase"]) =>
+    options.onProgress?.({
+      language: identity.language,
+      memoryMb: identity.memoryMiB,
+      phase,
+      elapsedMs: Math.ceil(performance.now() - startedAt),
+    });
+  try {
+    return await store.findOrBake(identity, async (files) => {
+      const log = await bake(hypervisor, identity, { ...files, report, ...(options.signal ? { signal: options.signal } : {}) });
+      report("done");
+      return log;
+    }, { ...options, onWait: () => report("waiting") });
+  } catch (cause) {
+    if (cause instanceof SandboxError || options.signal?.aborted) throw cause;
+    throw new SnapshotError(`Cannot save a template for ${identity.language}: ${messageOf(cause)}`, { cause });
+  }
+}
+
+interface BakeRun {
+  readonly ramFile: string;
+  readonly stateFile: string;
+  readonly report: (phase: BakeProgress["phase"]) => void;
+  readonly signal?: AbortSignal;
+}
+
+async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: BakeRun): Promise<string> {
+  run.report("booting");
+  const origin = { kind: "bake", ramFile: run.ramFile, stateFile: run.stateFile } as const;
+  await using vm = await launch(hypervisor, { language: identity.language, memoryMiB: identity.memoryMiB, origin });
+  const signal = run.signal ? AbortSignal.any([run.signal, vm.lost]) : vm.lost;
+  await vm.ready;
+  run.report("warming");
+  const request = { code: WARM_UP[identity.language as Language], env: {}, timeoutMs: WARM_UP_TIMEOUT_MS };
+  for (let count = 0; count < WARM_UP_RUNS; count++) {
+    const reply = await vm.guest.exec(request, { onOutput: () => {} }, signal);
+    if (reply.exitCode !== 0) throw new CommunicationError(`Cannot warm up a ${identity.language} VM: exit code ${reply.exitCode}`);
+  }
+  await vm.guest.quiesce(signal);
+  run.report("saving");
+  await vm.qmp.saveState(`file:${run.stateFile}`, signal);
+  // The machine has stopped for good; a clean exit makes sure that everything has left QEMU's buffers.
+  void vm.qmp.execute("quit").catch(() => {}); // The monitor closes while it answers.
+  await settlesWithin(vm.child.exited, QUIT_TIMEOUT_MS);
+  return vm.console.tail;
+}

@@ -1,0 +1,58 @@
+/** Output: guest bytes → bounded text, and pieces of it for callbacks. */
+import { CALLBACK_CHUNK_MAX_BYTES } from "../base/limits.ts";
+import type { Logger } from "../base/log.ts";
+import type { OutputCallback } from "./request.ts";
+
+/** Each byte becomes at most one U+FFFD, which is three bytes: a piece of this size never grows past the callback's limit. */
+const PIECE_BYTES = Math.floor(CALLBACK_CHUNK_MAX_BYTES / 3) - 3;
+
+/** One stream of one execution. */
+export class OutputText {
+  readonly #maxBytes: number;
+  readonly #deliver: ((text: string) => void) | undefined;
+  // A byte-order mark in a program's output is the program's: it stays.
+  readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  #parts: string[] = [];
+  #byteCount = 0;
+
+  /** Keeps at most `maxBytes` of what arrives. */
+  constructor(maxBytes: number, deliver?: (text: string) => void) {
+    this.#maxBytes = maxBytes;
+    this.#deliver = deliver;
+  }
+
+  /** Takes bytes as they come; false when they went past the limit and the rest was dropped. */
+  push(bytes: Uint8Array): boolean {
+    const fitting = bytes.subarray(0, this.#maxBytes - this.#byteCount);
+    this.#byteCount += fitting.length;
+    for (let at = 0; at < fitting.length; at += PIECE_BYTES) {
+      this.#keep(this.#decoder.decode(fitting.subarray(at, at + PIECE_BYTES), { stream: true }));
+    }
+    return fitting.length === bytes.length;
+  }
+
+  /** The whole text; an unfinished character at its end becomes U+FFFD. */
+  finish(): string {
+    this.#keep(this.#decoder.decode());
+    return this.#parts.join("");
+  }
+
+  #keep(text: string): void {
+    if (text === "") return;
+    this.#parts.push(text);
+    this.#deliver?.(text);
+  }
+}
+
+/** `callback` made safe: the first throw is logged, and it is called no more. */
+export function guarded(callback: OutputCallback | undefined, name: string, log: Logger): OutputCallback | undefined {
+  let current = callback;
+  return callback && ((text) => {
+    try {
+      current?.(text);
+    } catch (error) {
+      current = undefined;
+      log.error(`${name} threw and is called no more`, { reason: error instanceof Error ? error.name : typeof error });
+    }
+  });
+}

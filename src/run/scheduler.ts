@@ -1,0 +1,116 @@
+/** Scheduler: the library's entry. Owns everything that runs on its behalf. */
+import process from "node:process";
+import { budgetOf } from "../admission/budget.ts";
+import { Gate } from "../admission/gate.ts";
+import { SessionClosedError } from "../base/errors.ts";
+import { lineLogger, type Logger } from "../base/log.ts";
+import { resolveConfig, type ResolvedConfig, type SchedulerConfig } from "../config/config.ts";
+import type { BakeProgress } from "./bake.ts";
+import { checkLanguage, checkMemory, checkRequest, type Language, type RunRequest } from "./request.ts";
+import type { ExecutionResult } from "./result.ts";
+import { runOnce } from "./run_once.ts";
+import { Supply } from "./supply.ts";
+
+/** What only programs built on the library set. */
+export interface SchedulerHooks {
+  /** Where log entries go; default: lines on standard error, of at least `EXEC_SANDBOX_LOG_LEVEL` (default `warning`). */
+  readonly log?: Logger;
+  /** Told about each step while a template is made, which takes seconds and happens once per language and memory size. */
+  readonly onProgress?: (progress: BakeProgress) => void;
+}
+
+/**
+ * Runs code in VMs. Two schedulers in one process do not see each other.
+ *
+ * @example
+ * ```ts
+ * import { Scheduler } from "@exec-sandbox/sbx";
+ * await using scheduler = await Scheduler.open();
+ * const result = await scheduler.run({ code: "print('hi')", language: "python" });
+ * console.log(result.stdout);
+ * ```
+ */
+export class Scheduler implements AsyncDisposable {
+  readonly #config: ResolvedConfig;
+  readonly #log: Logger;
+  readonly #supply: Supply;
+  readonly #gate: Gate;
+  readonly #closing = new AbortController();
+  readonly #running = new Set<Promise<unknown>>();
+  #closed: Promise<void> | undefined;
+
+  private constructor(config: ResolvedConfig, supply: Supply, log: Logger) {
+    this.#config = config;
+    this.#supply = supply;
+    this.#log = log;
+    this.#gate = new Gate(budgetOf(supply.platform, config));
+  }
+
+  /**
+   * Opens a scheduler. Explicit fields beat `EXEC_SANDBOX_*` in the environment, which is read here and never again. Throws `VmConfigError`
+   * for a bad field and `AssetError` when the images are missing. The caller owns it: `await using`, or `close()`.
+   */
+  static async open(config: SchedulerConfig = {}, hooks: SchedulerHooks = {}): Promise<Scheduler> {
+    const resolved = resolveConfig(config);
+    const log = hooks.log ?? lineLogger(resolved.logLevel, (line) => process.stderr.write(`${line}\n`));
+    const supply = await Supply.open(resolved, { log, ...(hooks.onProgress ? { onProgress: hooks.onProgress } : {}) });
+    return new Scheduler(resolved, supply, log);
+  }
+
+  /** Resolves when everything that is prepared in the background is ready. */
+  async ready(): Promise<void> {
+    this.#closing.signal.throwIfAborted();
+    await this.#supply.ready();
+  }
+
+  /**
+   * Runs code in a VM of its own, which is destroyed afterwards. A non-zero exit, a signal or a time-out of the program is a result, unless
+   * `check` is set. Rejects with the signal's reason when aborted; the VM is killed then.
+   */
+  run(request: RunRequest): Promise<ExecutionResult> {
+    const calledAt = performance.now();
+    return this.#track(async () => {
+      const checked = checkRequest(request, {
+        timeoutSeconds: this.#config.defaultTimeoutSeconds,
+        memoryMb: this.#config.defaultMemoryMb,
+      });
+      const signal = checked.signal ? AbortSignal.any([checked.signal, this.#closing.signal]) : this.#closing.signal;
+      signal.throwIfAborted();
+      return await runOnce({ ...checked, signal }, { supply: this.#supply, gate: this.#gate, log: this.#log, calledAt });
+    });
+  }
+
+  /** Makes the template for `language` now, so that the first run need not. */
+  prepare(language: Language, options: { readonly memoryMb?: number; readonly signal?: AbortSignal } = {}): Promise<void> {
+    return this.#track(async () => {
+      const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
+      await this.#supply.template(checkLanguage(language), checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), { signal });
+    });
+  }
+
+  /** Aborts what runs, kills every VM and waits until all are dead. May be called twice. */
+  close(): Promise<void> {
+    this.#closed ??= (async () => {
+      this.#closing.abort(new SessionClosedError("Cannot run: the scheduler is closed"));
+      await Promise.allSettled(this.#running);
+      await this.#supply[Symbol.asyncDispose]();
+    })();
+    return this.#closed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Lets `close` wait for what was under way when it was called. */
+  async #track<T>(work: () => Promise<T>): Promise<T> {
+    this.#closing.signal.throwIfAborted();
+    const running = work();
+    this.#running.add(running);
+    try {
+      return await running;
+    } finally {
+      this.#running.delete(running);
+    }
+  }
+}

@@ -1,0 +1,141 @@
+/** Supply: where VMs come from. Finds out once how this host runs machines, keeps templates, starts and ends VMs. */
+import path from "node:path";
+import { abortable, Singleflight } from "../base/async.ts";
+import { messageOf, SessionClosedError, SnapshotError } from "../base/errors.ts";
+import type { Logger } from "../base/log.ts";
+import { Scope } from "../base/scope.ts";
+import type { ResolvedConfig } from "../config/config.ts";
+import { type Platform, readPlatform } from "../host/platform.ts";
+import type { Assets } from "../images/assets.ts";
+import type { Hypervisor } from "../vm/hypervisor.ts";
+import { Journal, reap } from "../vm/journal.ts";
+import { launch } from "../vm/launch.ts";
+import { type Template, templateIdentity, TemplateStore } from "../vm/template.ts";
+import type { Vm } from "../vm/vm.ts";
+import { type BakeProgress, ensureTemplate } from "./bake.ts";
+import { findHypervisor } from "./find_hypervisor.ts";
+import type { Language } from "./request.ts";
+import { WARM_UP } from "./warm_up.ts";
+
+/** Who hears of what the supply does. */
+export interface SupplyHooks {
+  readonly log: Logger;
+  readonly onProgress?: (progress: BakeProgress) => void;
+}
+
+/** Which VM is wanted. */
+export interface VmRequest {
+  readonly language: Language;
+  readonly memoryMb: number;
+}
+
+/** Owns every VM and everything they need. */
+export class Supply implements AsyncDisposable {
+  readonly platform: Platform;
+  readonly #config: ResolvedConfig;
+  readonly #assets: Assets;
+  readonly #hooks: SupplyHooks;
+  readonly #templates: TemplateStore;
+  readonly #found = new Map<string, Template>();
+  readonly #flights = new Singleflight<Template | undefined>();
+  readonly #ending = new Set<Promise<void>>();
+  readonly #closing = new AbortController();
+  readonly #owned = new Scope();
+  #hypervisor: Promise<Hypervisor> | undefined;
+
+  /** Takes what it is given; nothing is started before the first VM. */
+  constructor(config: ResolvedConfig, assets: Assets, hooks: SupplyHooks) {
+    this.platform = readPlatform();
+    this.#config = config;
+    this.#assets = assets;
+    this.#hooks = hooks;
+    this.#templates = new TemplateStore(config.snapshotCacheDir);
+  }
+
+  /** The template for a VM, made when there is none; undefined where none can be kept: then VMs boot. */
+  async template(language: Language, memoryMb: number, signal?: AbortSignal): Promise<Template | undefined> {
+    const name = `${language}-${memoryMb}`;
+    const known = this.#found.get(name);
+    if (known && await this.#templates.find(known)) return known;
+    // The flight is shared: one caller's abort must not end it for the others.
+    const flight = this.#flights.run(name, () => this.#findTemplate(language, memoryMb));
+    return await abortable(flight, signal);
+  }
+
+  /** Drops a template that did not start and makes it anew. */
+  async replaceTemplate(template: Template, signal?: AbortSignal): Promise<Template | undefined> {
+    this.#found.clear();
+    await this.#templates.drop(template);
+    return await this.template(template.language as Language, template.memoryMiB, signal);
+  }
+
+  /** Kernel and agent log of a template's boot. */
+  bootLog(template: Template): Promise<string> {
+    return this.#templates.bootLog(template);
+  }
+
+  /** Starts a VM: a clone of `template`, or a cold boot without one. Give it back with `release`. */
+  async start(
+    request: VmRequest,
+    options: { readonly template: Template | undefined; readonly onConsole: ((bytes: Uint8Array) => void) | undefined },
+  ): Promise<Vm> {
+    const { template, onConsole } = options;
+    return await launch(await this.#host(), {
+      language: request.language,
+      memoryMiB: request.memoryMb,
+      origin: template ? { kind: "clone", ramFile: template.ramFile, stateFile: template.stateFile } : { kind: "cold" },
+      ...(onConsole ? { onConsole } : {}),
+    });
+  }
+
+  /** Kills a VM without making anybody wait for its death; disposing the supply waits. */
+  release(vm: Vm): void {
+    const ending = vm[Symbol.asyncDispose]()
+      .catch((error) => this.#hooks.log.error("a VM could not be ended", { id: vm.id, reason: messageOf(error) }))
+      .finally(() => this.#ending.delete(ending));
+    this.#ending.add(ending);
+  }
+
+  /** Ends what is being made, waits for every VM's death, and removes the journal's entry. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closing.abort(new SessionClosedError("Cannot make a template: the scheduler is closed"));
+    await this.#flights.settled();
+    await Promise.allSettled(this.#ending);
+    await this.#owned[Symbol.asyncDispose]();
+  }
+
+  async #findTemplate(language: Language, memoryMb: number): Promise<Template | undefined> {
+    const hypervisor = await this.#host();
+    const identity = templateIdentity(hypervisor, { language, memoryMiB: memoryMb, warmUp: WARM_UP[language] });
+    const { onProgress } = this.#hooks;
+    const signal = this.#closing.signal;
+    try {
+      const template = await ensureTemplate(hypervisor, this.#templates, identity, { signal, ...(onProgress ? { onProgress } : {}) });
+      this.#found.set(`${language}-${memoryMb}`, template);
+      return template;
+    } catch (error) {
+      if (!(error instanceof SnapshotError)) throw error;
+      this.#hooks.log.warning("no template can be kept here: every VM boots, which takes seconds", { reason: error.message });
+      return undefined;
+    }
+  }
+
+  #host(): Promise<Hypervisor> {
+    this.#hypervisor ??= this.#findHost();
+    return this.#hypervisor;
+  }
+
+  async #findHost(): Promise<Hypervisor> {
+    const root = path.join(this.#config.cacheDir, "run");
+    const { log } = this.#hooks;
+    const journal = this.#owned.use("journal", await Journal.open(root, log));
+    void reap(root, log).catch((error) => log.warning("leftovers could not be looked for", { reason: messageOf(error) }));
+    return await findHypervisor({
+      config: this.#config,
+      platform: this.platform,
+      assets: this.#assets,
+      ownerToken: journal.token,
+      log,
+    });
+  }
+}

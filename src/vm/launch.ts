@@ -1,0 +1,117 @@
+/** Launch: the one pipeline for cold boot, bake and clone. Acquire in order, hand over on success. */
+import { randomBytes } from "node:crypto";
+import path from "node:path";
+import { BOOT_TIMEOUT_MS, CLONE_TIMEOUT_MS } from "../base/limits.ts";
+import { Scope } from "../base/scope.ts";
+import { GuestChannel } from "../channel/guest.ts";
+import { Child } from "../host/process.ts";
+import { confine, type ConfinedFile } from "../qemu/confine.ts";
+import {
+  CONSOLE_FD,
+  CONTROL_FD,
+  kernelCommandLine,
+  machineArgs,
+  type MachineSpec,
+  type Memory,
+  QMP_FD,
+  type Start,
+} from "../qemu/machine.ts";
+import { Qmp } from "../qemu/qmp.ts";
+import { Console } from "./console.ts";
+import type { Hypervisor, LaunchRequest, Origin } from "./hypervisor.ts";
+import { Vm } from "./vm.ts";
+
+/**
+ * Starts a VM and returns as soon as QEMU's process exists: requests may be written at once, they wait in the channel; `vm.ready` tells
+ * when the guest has answered. Throws `SandboxDependencyError` when QEMU cannot be started. The caller owns the VM.
+ */
+export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Promise<Vm> {
+  await using scope = new Scope();
+  const startedAt = performance.now();
+  const id = `vm-${hypervisor.ownerToken}-${randomBytes(6).toString("hex")}`;
+  const hasConsole = request.onConsole !== undefined || request.origin.kind !== "clone";
+  const argv = commandOf(hypervisor, request, { id, hasConsole });
+  // Nothing in a QEMU is worth saving: it is killed at once.
+  const child = scope.barrier("qemu", await Child.spawn(argv, { pipes: hasConsole ? 3 : 2, stderr: "pipe", isTermFirst: false, env: {} }));
+  const [qmpPipe, controlPipe, consolePipe] = child.pipes;
+  if (!qmpPipe || !controlPipe) throw new Error("Internal error: QEMU has no pipes");
+  const vm = new Vm({
+    id,
+    request,
+    child,
+    qmp: new Qmp(qmpPipe),
+    guest: new GuestChannel(controlPipe),
+    console: new Console(consolePipe, child.stderr, request.onConsole),
+    startedAt,
+    readyTimeoutMs: request.readyTimeoutMs ?? (request.origin.kind === "clone" ? CLONE_TIMEOUT_MS : BOOT_TIMEOUT_MS),
+    owned: scope.move(),
+  });
+  vm.greet();
+  return vm;
+}
+
+/** The whole command, confinement outermost. */
+function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: { id: string; hasConsole: boolean }): [string, ...string[]] {
+  const { files, qemu } = hypervisor;
+  const rootImage = files.rootImage(request.language).path;
+  const spec: MachineSpec = {
+    name: vm.id,
+    arch: hypervisor.platform.arch,
+    accelerator: hypervisor.candidate.accelerator,
+    cpu: hypervisor.candidate.cpu,
+    memoryMiB: request.memoryMiB,
+    memory: memoryOf(request.origin),
+    firmware: files.firmware.path,
+    rootImage,
+    start: startOf(hypervisor, request),
+    console: !vm.hasConsole ? "none" : request.isDiagnostic ? "serial" : "socket",
+  };
+  return confine(hypervisor.confinement, {
+    program: qemu.path,
+    args: machineArgs(spec),
+    isStatic: qemu.isOwn,
+    needsKvm: spec.accelerator === "kvm",
+    files: [
+      { path: files.firmware.path, access: "ro" },
+      { path: rootImage, access: "ro" },
+      ...originFiles(hypervisor, request),
+    ],
+    keepFds: vm.hasConsole ? [QMP_FD, CONTROL_FD, CONSOLE_FD] : [QMP_FD, CONTROL_FD],
+    memoryMiB: request.memoryMiB,
+  });
+}
+
+function originFiles(hypervisor: Hypervisor, { origin }: LaunchRequest): ConfinedFile[] {
+  const boot: ConfinedFile[] = [
+    { path: hypervisor.files.kernel.path, access: "ro" },
+    { path: hypervisor.files.initrd.path, access: "ro" },
+  ];
+  switch (origin.kind) {
+    case "cold":
+      return boot;
+    case "bake":
+      return [...boot, { path: origin.ramFile, access: "rw" }, { path: origin.stateFile, access: "rw" }];
+    case "clone":
+      return [{ path: origin.ramFile, access: "ro" }, { path: origin.stateFile, access: "ro" }];
+  }
+}
+
+function memoryOf(origin: Origin): Memory {
+  if (origin.kind === "cold") return { kind: "anonymous" };
+  return { kind: "file", path: origin.ramFile, isShared: origin.kind === "bake" };
+}
+
+function startOf(hypervisor: Hypervisor, request: LaunchRequest): Start {
+  if (request.origin.kind === "clone") return { kind: "clone" };
+  return {
+    kind: "boot",
+    kernel: hypervisor.files.kernel.path,
+    initrd: hypervisor.files.initrd.path,
+    commandLine: kernelCommandLine({ language: request.language, console: request.isDiagnostic ? "serial" : "socket" }),
+  };
+}
+
+/** The name of a VM's owner in the process list, or undefined when `name` is not ours. */
+export function ownerOf(name: string): string | undefined {
+  return /^vm-([0-9a-f]+)-[0-9a-f]+$/.exec(path.basename(name))?.[1];
+}

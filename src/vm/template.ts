@@ -1,0 +1,150 @@
+/** Templates: memory and device state of a machine that has booted and warmed up, kept on disk and cloned for every start. */
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import fs from "node:fs/promises";
+import path from "node:path";
+import { z } from "zod";
+import { PROTOCOL_VERSION } from "../base/limits.ts";
+import { FileLock, StagedDirectory, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
+import { kernelCommandLine } from "../qemu/machine.ts";
+import type { Hypervisor } from "./hypervisor.ts";
+
+/** Raised when what is in a template changes without any of its other inputs doing so. */
+const TEMPLATE_VERSION = 1;
+const RAM = "ram", STATE = "state", CONSOLE_LOG = "console.log", META = "meta.json";
+
+/** What decides a template's content. */
+export interface TemplateIdentity {
+  readonly language: string;
+  readonly memoryMiB: number;
+  /** Lower-case hex; equal keys mean equal templates. */
+  readonly key: string;
+}
+
+/** A template on disk, ready to be cloned. */
+export interface Template extends TemplateIdentity {
+  readonly directory: string;
+  readonly ramFile: string;
+  readonly stateFile: string;
+}
+
+const metaSchema = z.object({
+  key: z.string(),
+  ramBytes: z.number().int().positive(),
+  stateBytes: z.number().int().positive(),
+});
+
+/** The identity of the template for `language` with `memoryMiB` on this host. */
+export function templateIdentity(
+  hypervisor: Hypervisor,
+  request: { readonly language: string; readonly memoryMiB: number; readonly warmUp: string },
+): TemplateIdentity {
+  const { files, qemu, candidate } = hypervisor;
+  const inputs = {
+    version: TEMPLATE_VERSION,
+    protocol: PROTOCOL_VERSION,
+    language: request.language,
+    memoryMiB: request.memoryMiB,
+    warmUp: request.warmUp,
+    kernel: files.kernel.sha256,
+    initrd: files.initrd.sha256,
+    firmware: files.firmware.sha256,
+    rootImage: files.rootImage(request.language).sha256,
+    commandLine: kernelCommandLine({ language: request.language, console: "socket" }),
+    qemu: { version: qemu.version, isOwn: qemu.isOwn },
+    candidate,
+    // Under emulation QEMU makes the CPU, so the same template starts on any host; with an accelerator the host's CPU shows through.
+    hostCpu: candidate.accelerator === "tcg" ? "" : hostCpu(),
+  };
+  const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex");
+  return { language: request.language, memoryMiB: request.memoryMiB, key };
+}
+
+/** Templates of one directory, shared by all processes of the user. */
+export class TemplateStore {
+  readonly #root: string;
+
+  /** `root` is created when the first template is saved. */
+  constructor(root: string) {
+    this.#root = root;
+  }
+
+  /** The template, or undefined when there is none or what is there is not whole. */
+  async find(identity: TemplateIdentity): Promise<Template | undefined> {
+    const template = this.#at(identity);
+    try {
+      const meta = metaSchema.parse(JSON.parse(await fs.readFile(path.join(template.directory, META), "utf8")));
+      const [ram, state] = await Promise.all([fs.stat(template.ramFile), fs.stat(template.stateFile)]);
+      const isWhole = meta.key === identity.key && ram.size === meta.ramBytes && state.size === meta.stateBytes;
+      return isWhole ? template : undefined;
+    } catch {
+      return undefined; // Missing, half deleted or unreadable: made anew.
+    }
+  }
+
+  /** Kernel and agent log of the template's boot. */
+  async bootLog(template: Template): Promise<string> {
+    return await fs.readFile(path.join(template.directory, CONSOLE_LOG), "utf8").catch(() => ""); // Only for people to read.
+  }
+
+  /**
+   * The template, made by `bake` when there is none. One process bakes, others wait (`onWait`). `bake` fills the two files it is given,
+   * the RAM file being there in its full size, and returns the boot log.
+   */
+  async findOrBake(
+    identity: TemplateIdentity,
+    bake: (files: { ramFile: string; stateFile: string }) => Promise<string>,
+    options: { readonly signal?: AbortSignal; readonly onWait?: (holderPid: number) => void } = {},
+  ): Promise<Template> {
+    const found = await this.find(identity);
+    if (found) return found;
+    await using _lock = await FileLock.acquire(path.join(this.#root, `.lock-${identity.key.slice(0, 32)}`), options);
+    const meanwhile = await this.find(identity);
+    if (meanwhile) return meanwhile;
+    await sweepTemporaries(this.#root);
+    await using staged = await StagedDirectory.create(this.#root);
+    const ramFile = path.join(staged.path, RAM), stateFile = path.join(staged.path, STATE);
+    const ramBytes = identity.memoryMiB * 1_048_576;
+    await createFile(ramFile, ramBytes);
+    await createFile(stateFile, 0);
+    const log = await bake({ ramFile, stateFile });
+    await fs.writeFile(path.join(staged.path, CONSOLE_LOG), log, { mode: 0o400 });
+    const meta = { key: identity.key, ramBytes, stateBytes: (await fs.stat(stateFile)).size, language: identity.language };
+    await writeFileAtomic(path.join(staged.path, META), JSON.stringify(meta), 0o400);
+    await fs.chmod(ramFile, 0o400);
+    await fs.chmod(stateFile, 0o400);
+    const template = this.#at(identity);
+    await fs.rm(template.directory, { recursive: true, force: true }); // Only something broken can be there: `find` refused it.
+    await staged.publish(template.directory);
+    return template;
+  }
+
+  /** Removes a template that did not start, unless somebody replaced it. */
+  async drop(template: Template): Promise<void> {
+    await fs.rm(template.directory, { recursive: true, force: true });
+  }
+
+  #at(identity: TemplateIdentity): Template {
+    const directory = path.join(this.#root, `${identity.language}-${identity.memoryMiB}-${identity.key.slice(0, 32)}`);
+    return { ...identity, directory, ramFile: path.join(directory, RAM), stateFile: path.join(directory, STATE) };
+  }
+}
+
+async function createFile(file: string, sizeBytes: number): Promise<void> {
+  const handle = await fs.open(file, "wx", 0o600);
+  try {
+    await handle.truncate(sizeBytes);
+  } finally {
+    await handle.close();
+  }
+}
+
+/** Model and features of the host's CPU, as far as a guest with an accelerator can see them. */
+function hostCpu(): string {
+  try {
+    const lines = readFileSync("/proc/cpuinfo", "utf8").split("\n\n", 1)[0]?.split("\n") ?? [];
+    return lines.filter((line) => /^(vendor_id|cpu family|model|stepping|flags|Features|CPU \w+)\s*:/.test(line)).join("\n");
+  } catch {
+    return ""; // No /proc: one kind of machine per host, and the asset hashes still tell apart what matters.
+  }
+}

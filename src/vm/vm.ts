@@ -1,0 +1,129 @@
+/** Vm: one running machine, from spawn to its confirmed death. */
+import { randomBytes } from "node:crypto";
+import { abortable, Deadline } from "../base/async.ts";
+import { CommunicationError, messageOf, SandboxDependencyError, SnapshotError, VmTimeoutError } from "../base/errors.ts";
+import type { Scope } from "../base/scope.ts";
+import type { GuestChannel } from "../channel/guest.ts";
+import { type Child, describeExit } from "../host/process.ts";
+import { type Qmp, QmpError } from "../qemu/qmp.ts";
+import { readUsage, type Usage } from "../qemu/usage.ts";
+import type { Console } from "./console.ts";
+import type { LaunchRequest } from "./hypervisor.ts";
+
+/** How much of the console's tail may appear in a message. */
+const MESSAGE_TAIL_CHARS = 600;
+
+/** What `launch` hands over. */
+export interface VmParts {
+  readonly id: string;
+  readonly request: LaunchRequest;
+  readonly child: Child;
+  readonly qmp: Qmp;
+  readonly guest: GuestChannel;
+  readonly console: Console;
+  /** `performance.now()` just before the spawn. */
+  readonly startedAt: number;
+  readonly readyTimeoutMs: number;
+  readonly owned: Scope;
+}
+
+/** A machine. Disposing kills it and waits until it is dead. */
+export class Vm implements AsyncDisposable {
+  readonly id: string;
+  readonly child: Child;
+  readonly qmp: Qmp;
+  readonly guest: GuestChannel;
+  readonly console: Console;
+  readonly startedAt: number;
+  /** Resolves with the milliseconds from spawn to the guest's first answer; rejects with a typed error when there will be none. */
+  readonly ready: Promise<number>;
+  readonly #parts: VmParts;
+  readonly #ready = Promise.withResolvers<number>();
+  #disposal: Promise<void> | undefined;
+
+  /** Made by `launch` only. */
+  constructor(parts: VmParts) {
+    this.#parts = parts;
+    ({ id: this.id, child: this.child, qmp: this.qmp, guest: this.guest, console: this.console, startedAt: this.startedAt } = parts);
+    this.ready = this.#ready.promise;
+    this.ready.catch(() => {}); // Whoever waits sees it.
+  }
+
+  /** Aborts when QEMU has ended or the channel is lost. */
+  get lost(): AbortSignal {
+    return AbortSignal.any([this.child.gone, this.guest.closed]);
+  }
+
+  /** For `launch`: sends everything a start needs and settles `ready`. */
+  greet(): void {
+    void this.#greet().then(() => this.#ready.resolve(performance.now() - this.startedAt), (error) => this.#ready.reject(error));
+  }
+
+  /** CPU time and peak memory of QEMU so far. */
+  usage(): Promise<Usage> {
+    return readUsage(this.child.pid);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#disposal ??= (async () => {
+      this.child.kill();
+      this.guest.close();
+      await this.#parts.owned[Symbol.asyncDispose]();
+    })();
+    return this.#disposal;
+  }
+
+  async #greet(): Promise<void> {
+    const { origin } = this.#parts.request;
+    using deadline = new Deadline(this.#parts.readyTimeoutMs, () => this.#timeoutError());
+    // The load is awaited through the guest's answer; its own promise only tells why there is none.
+    const loaded = origin.kind === "clone" ? this.qmp.loadState(`file:${origin.stateFile}`) : Promise.resolve();
+    const refused = loaded.then(() => new Promise<never>(() => {}));
+    const exited = abortable(new Promise<never>(() => {}), this.child.gone);
+    try {
+      await abortable(Promise.race([this.#meet(deadline.signal), refused, exited]), deadline.signal);
+    } catch (cause) {
+      throw await this.#startError(cause);
+    }
+  }
+
+  async #meet(signal: AbortSignal): Promise<void> {
+    if (this.#parts.request.origin.kind !== "clone") await this.guest.announced(signal);
+    await this.guest.hello({ id: this.id, entropy: randomBytes(64), silenceMs: 0 }, signal);
+  }
+
+  /** Why there is no machine, from whatever was noticed first. */
+  async #startError(cause: unknown): Promise<unknown> {
+    if (cause instanceof VmTimeoutError) return cause;
+    if (cause instanceof QmpError) return new SnapshotError(`Cannot start from the template: QEMU said "${cause.message}"`, { cause });
+    // The channel's end is noticed before the process's; the process knows why.
+    await abortable(this.child.exited, AbortSignal.timeout(1000)).catch(() => {}); // Still alive: the channel alone broke.
+    if (!this.child.gone.aborted) return cause;
+    const status = await this.child.exited;
+    const message = `QEMU ${describeExit(status)} before the guest was ready${this.#explanation()}`;
+    if (this.#parts.request.origin.kind === "clone" && status.signal === null) {
+      return new SnapshotError(`Cannot start from the template: ${message}`, { cause });
+    }
+    if (status.signal === null && status.code !== 0) {
+      return new SandboxDependencyError(`Cannot start a VM: ${message}`, { cause, hint: "`sbx doctor` checks each part." });
+    }
+    return new CommunicationError(`Cannot start a VM: ${message}`, { cause });
+  }
+
+  #timeoutError(): VmTimeoutError {
+    return new VmTimeoutError(
+      `Cannot start a VM: no answer from the guest after ${this.#parts.readyTimeoutMs} ms${this.#explanation()}`,
+      { hint: "`sbx doctor` checks each part; a heavily loaded host needs fewer VMs at once." },
+    );
+  }
+
+  #explanation(): string {
+    const said = this.console.complaint || this.console.tail.slice(-MESSAGE_TAIL_CHARS).trim();
+    return said === "" ? "" : `: ${said}`;
+  }
+}
+
+/** The message of a VM that was lost, with QEMU's own words when it left any. */
+export function describeLoss(vm: Vm, error: unknown): string {
+  return vm.console.complaint === "" ? messageOf(error) : `${messageOf(error)} (${vm.console.complaint})`;
+}
