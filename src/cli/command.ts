@@ -42,8 +42,14 @@ export interface Command {
   /** The commands of a group. */
   readonly commands?: readonly Command[];
   /** Does the work and returns the exit status. Every command that is no group has one. */
-  run?(context: CliContext, input: Input): Promise<number>;
+  run?(context: CliContext, input: Input, loadTree: LoadTree): Promise<number>;
 }
+
+/** Loads every command. */
+export type LoadTree = () => Promise<readonly Command[]>;
+
+/** The command that a first argument stands for which names none. */
+export const DEFAULT_COMMAND = "run";
 
 /** Options of every command; the parser answers them itself. */
 export const COMMON_OPTIONS: readonly OptionSpec[] = [

@@ -8,9 +8,6 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   completions: async () => (await import("./completions.ts")).completions,
 };
 
-/** The command that a first argument stands for which names none. */
-export const DEFAULT_COMMAND = "run";
-
 /** Loads all commands, for the help of the whole program and for completions. */
 export async function loadCommands(): Promise<readonly Command[]> {
   return await Promise.all(Object.values(COMMANDS).map((load) => load()));

@@ -1,6 +1,5 @@
 /** Completion for bash. */
-import { type Command, COMMON_OPTIONS, type Completion, type OptionSpec } from "./command.ts";
-import { DEFAULT_COMMAND } from "./commands.ts";
+import { type Command, COMMON_OPTIONS, type Completion, DEFAULT_COMMAND, type OptionSpec } from "./command.ts";
 
 /** The script, for bash 3.2 and newer, without the bash-completion package. */
 export function bashCompletion(commands: readonly Command[]): string {

@@ -1,6 +1,5 @@
 /** Completion for fish. */
-import { type Command, COMMON_OPTIONS, type Completion, type OptionSpec } from "./command.ts";
-import { DEFAULT_COMMAND } from "./commands.ts";
+import { type Command, COMMON_OPTIONS, type Completion, DEFAULT_COMMAND, type OptionSpec } from "./command.ts";
 
 /** The script, for fish 3.0 and newer. */
 export function fishCompletion(commands: readonly Command[]): string {

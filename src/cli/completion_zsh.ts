@@ -1,6 +1,5 @@
 /** Completion for zsh. */
-import { type Command, COMMON_OPTIONS, type Completion, type OptionSpec } from "./command.ts";
-import { DEFAULT_COMMAND } from "./commands.ts";
+import { type Command, COMMON_OPTIONS, type Completion, DEFAULT_COMMAND, type OptionSpec } from "./command.ts";
 
 /** The script; works from `fpath` and by `eval`. */
 export function zshCompletion(commands: readonly Command[]): string {

@@ -1,6 +1,5 @@
 /** `sbx completions`: prints a completion script for a shell, made from the command tree. */
-import type { Command, Input } from "./command.ts";
-import { loadCommands } from "./commands.ts";
+import type { Command, Input, LoadTree } from "./command.ts";
 import { bashCompletion } from "./completion_bash.ts";
 import { fishCompletion } from "./completion_fish.ts";
 import { zshCompletion } from "./completion_zsh.ts";
@@ -27,12 +26,12 @@ export const completions: Command = {
   run: execute,
 };
 
-async function execute(context: CliContext, input: Input): Promise<number> {
+async function execute(context: CliContext, input: Input, loadTree: LoadTree): Promise<number> {
   const shell = input.positionals[0] ?? "";
   const generate = Object.hasOwn(SHELLS, shell) ? SHELLS[shell] : undefined;
   if (generate === undefined) {
     throw new UsageError(`Cannot complete for ${JSON.stringify(shell)}: the shell must be one of ${Object.keys(SHELLS).join(", ")}`);
   }
-  context.stdout.write(generate(await loadCommands()));
+  context.stdout.write(generate(await loadTree()));
   return EXIT.ok;
 }

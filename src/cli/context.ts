@@ -1,26 +1,7 @@
 /** Context: everything a command may touch of the world, so that commands run in tests without a process or a VM. */
 import type { Scheduler } from "../run/scheduler.ts";
 import type { Check } from "./doctor_report.ts";
-
-/** One output of the process. */
-export interface Output {
-  readonly isTty: boolean;
-  /** Width of the terminal in columns; 80 where there is none. */
-  readonly columns: number;
-  /** May escape sequences for colour be written? */
-  readonly hasColor: boolean;
-  /** Writes at once or in order later; never throws. */
-  write(text: string): void;
-  /** Resolves when everything written so far has left the process or never will. */
-  flush(): Promise<void>;
-}
-
-/** Standard input. */
-export interface InputStream {
-  readonly isTty: boolean;
-  /** All bytes up to the end of the stream, or the first `maxBytes + 1` of them. */
-  read(maxBytes: number, signal: AbortSignal): Promise<Uint8Array>;
-}
+import type { InputStream, Output } from "./output.ts";
 
 /** A step of long work, such as the baking of a template. */
 export interface ProgressEvent {

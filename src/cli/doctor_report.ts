@@ -1,7 +1,7 @@
 /** Doctor's report: checks, how they are run, and how people and programs read what they found. */
 import { Deadline } from "../base/async.ts";
 import { messageOf, SandboxError } from "../base/errors.ts";
-import type { Output } from "./context.ts";
+import type { Output } from "./output.ts";
 import { oneLine } from "./failure.ts";
 
 /** What one check may take; a canary boot has a shorter deadline of its own. */

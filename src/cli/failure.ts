@@ -1,6 +1,6 @@
 /** Failures: exit statuses, and errors as people and programs read them. */
 import { PermanentError, SandboxError, TransientError } from "../base/errors.ts";
-import type { Output } from "./context.ts";
+import type { Output } from "./output.ts";
 
 /** Exit statuses of sbx itself; everything else is the program's own. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, brokenPipe: 141, timedOut: 124, sandbox: 125, refused: 126 } as const;
@@ -28,8 +28,8 @@ export class BrokenPipeError extends TransientError {
 }
 
 // By code and not by class: whoever branches on `code` gets the same answer as the exit status gives.
-const USAGE_CODES = new Set(["SBX_USAGE", "SBX_INPUT_VALIDATION", "SBX_ENV_VAR_VALIDATION", "SBX_VM_CONFIG"]);
-const REFUSED_CODES = new Set(["SBX_PACKAGE_NOT_ALLOWED"]);
+const USAGE_CODES: ReadonlySet<string> = new Set(["SBX_USAGE", "SBX_INPUT_VALIDATION", "SBX_ENV_VAR_VALIDATION", "SBX_VM_CONFIG"]);
+const REFUSED_CODES: ReadonlySet<string> = new Set(["SBX_PACKAGE_NOT_ALLOWED"]);
 
 /** The exit status that stands for `error`. */
 export function exitCodeOf(error: unknown): number {

@@ -3,8 +3,9 @@ import { Buffer } from "node:buffer";
 import process from "node:process";
 import { isatty } from "node:tty";
 import type { BakeProgress } from "../run/bake.ts";
-import type { CliContext, InputStream, OpenOptions, ProgressEvent } from "./context.ts";
-import { ProcessOutput } from "./output.ts";
+import type { CliContext, OpenOptions, ProgressEvent } from "./context.ts";
+import type { InputStream } from "./output.ts";
+import { ProcessOutput } from "./process_output.ts";
 
 const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
   waiting: "waiting for another process that makes it",

@@ -1,59 +1,21 @@
-/** Output: the streams of the process as commands write to them. */
-import { isatty } from "node:tty";
-import process from "node:process";
-import type { Output } from "./context.ts";
+/** Output and input: the streams of the process as commands see them. */
 
-const COLUMNS_WITHOUT_TERMINAL = 80;
-
-/** Standard output or standard error. The stream is built when it is first written to: that takes Bun 9 ms. */
-export class ProcessOutput implements Output {
+/** One output of the process. */
+export interface Output {
   readonly isTty: boolean;
+  /** Width of the terminal in columns; 80 where there is none. */
+  readonly columns: number;
+  /** May escape sequences for colour be written? */
   readonly hasColor: boolean;
-  readonly #name: "stdout" | "stderr";
-  readonly #onBroken: () => void;
-  #stream: NodeJS.WriteStream | undefined;
-  #isBroken = false;
-  #pending = 0;
-  #onFlushed: Array<() => void> = [];
+  /** Writes at once or in order later; never throws. */
+  write(text: string): void;
+  /** Resolves when everything written so far has left the process or never will. */
+  flush(): Promise<void>;
+}
 
-  /** `onBroken` is called once when the reader has gone. */
-  constructor(name: "stdout" | "stderr", env: Readonly<Record<string, string | undefined>>, onBroken: () => void) {
-    this.#name = name;
-    this.#onBroken = onBroken;
-    this.isTty = isatty(name === "stdout" ? 1 : 2) && env["TERM"] !== "dumb";
-    this.hasColor = this.isTty && !env["NO_COLOR"];
-  }
-
-  get columns(): number {
-    return (this.isTty ? this.#open().columns : undefined) || COLUMNS_WITHOUT_TERMINAL;
-  }
-
-  write(text: string): void {
-    if (text === "" || this.#isBroken) return;
-    this.#pending += 1;
-    this.#open().write(text, () => this.#settle());
-  }
-
-  flush(): Promise<void> {
-    if (this.#pending === 0 || this.#isBroken) return Promise.resolve();
-    return new Promise((resolve) => this.#onFlushed.push(resolve));
-  }
-
-  #settle(): void {
-    this.#pending -= 1;
-    if (this.#pending > 0 && !this.#isBroken) return;
-    for (const resolve of this.#onFlushed.splice(0)) resolve();
-  }
-
-  #open(): NodeJS.WriteStream {
-    if (this.#stream !== undefined) return this.#stream;
-    const stream = process[this.#name];
-    stream.on("error", () => {
-      if (this.#isBroken) return;
-      this.#isBroken = true;
-      this.#settle();
-      this.#onBroken();
-    });
-    return this.#stream = stream;
-  }
+/** Standard input. */
+export interface InputStream {
+  readonly isTty: boolean;
+  /** All bytes up to the end of the stream, or the first `maxBytes + 1` of them. */
+  read(maxBytes: number, signal: AbortSignal): Promise<Uint8Array>;
 }

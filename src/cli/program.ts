@@ -1,8 +1,8 @@
 /** Program: from the command line to a command and its exit status. */
 import { Command as Parser, CommanderError } from "commander";
 import { assert } from "../base/errors.ts";
-import { type Command, COMMON_OPTIONS, Input } from "./command.ts";
-import { COMMANDS, DEFAULT_COMMAND, loadCommands } from "./commands.ts";
+import { type Command, COMMON_OPTIONS, DEFAULT_COMMAND, Input } from "./command.ts";
+import { COMMANDS, loadCommands } from "./commands.ts";
 import type { CliContext } from "./context.ts";
 import { errorJson, EXIT, exitCodeOf, InterruptedError, reportError, UsageError } from "./failure.ts";
 import { writeJson } from "./result_json.ts";
@@ -45,7 +45,7 @@ function parse(root: Command, args: readonly string[], context: CliContext): { r
   const parser = parserOf(root, `sbx ${root.name}`, context, (command, input) => {
     const { run } = command;
     assert(run !== undefined, `command ${command.name} does nothing`);
-    chosen = { run: () => run.call(command, context, input) };
+    chosen = { run: () => run.call(command, context, input, loadCommands) };
   });
   try {
     parser.parse([...args], { from: "user" });

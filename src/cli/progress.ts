@@ -1,6 +1,7 @@
 /** Progress: one updating line on a terminal, plain lines elsewhere. */
-import type { Output, ProgressEvent } from "./context.ts";
+import type { ProgressEvent } from "./context.ts";
 import { oneLine } from "./failure.ts";
+import type { Output } from "./output.ts";
 
 /** How often the line is drawn anew, so that the elapsed time moves. */
 const REDRAW_MS = 200;

@@ -1,7 +1,7 @@
 /** Results and failures as `--json` prints them. */
 import { SandboxError } from "../base/errors.ts";
 import type { ExecutionResult } from "../run/result.ts";
-import type { Output } from "./context.ts";
+import type { Output } from "./output.ts";
 import { errorJson } from "./failure.ts";
 
 /** How the run of one source ended. */
