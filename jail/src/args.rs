@@ -15,6 +15,7 @@ Puts every layer of confinement on and becomes PROGRAM (an absolute path, among 
   --ro PATH             PROGRAM may read this file or directory; the path is the same inside
   --rw PATH             … and write it
   --exec PATH           … and run it
+  --ro-try, --exec-try  the same, where the path exists
   --dev NAME            PROGRAM may use /dev/NAME: null zero full random urandom kvm
   --rlimit NAME=VALUE   as core cpu data fsize memlock nofile nproc stack; a number or `unlimited`
   --uid N|auto          own user and group (root only); auto: 1900000000 + this process's number
@@ -167,6 +168,8 @@ fn parse_plan(mut arguments: impl Iterator<Item = OsString>) -> Result<Plan, Str
             "--ro" => plan.files.push(File { path: path(&mut arguments, name)?, access: Access::Read }),
             "--rw" => plan.files.push(File { path: path(&mut arguments, name)?, access: Access::Write }),
             "--exec" => plan.files.push(File { path: path(&mut arguments, name)?, access: Access::Execute }),
+            "--ro-try" => add_if_there(&mut plan.files, path(&mut arguments, name)?, Access::Read),
+            "--exec-try" => add_if_there(&mut plan.files, path(&mut arguments, name)?, Access::Execute),
             "--dev" => plan.devices.push(device(&text(&mut arguments, name)?)?),
             "--rlimit" => plan.rlimits.push(rlimit(&text(&mut arguments, name)?)?),
             "--hostname" => plan.hostname = hostname(text(&mut arguments, name)?)?,
@@ -186,6 +189,12 @@ fn parse_plan(mut arguments: impl Iterator<Item = OsString>) -> Result<Plan, Str
     // Parents before what lies in them: a later mount must not hide an earlier one.
     plan.files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(plan)
+}
+
+fn add_if_there(files: &mut Vec<File>, path: PathBuf, access: Access) {
+    if path.exists() {
+        files.push(File { path, access });
+    }
 }
 
 fn check(plan: &Plan, is_gid_alone: bool) -> Result<(), String> {
