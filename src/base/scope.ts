@@ -10,6 +10,7 @@ interface Step {
 /** Owns resources in the order they were acquired. */
 export class Scope implements AsyncDisposable {
   #steps: Step[] = [];
+  #releasing: Promise<void> | undefined;
 
   /** Own `resource`; released after everything acquired later. */
   use<T extends AsyncDisposable>(name: string, resource: T): T {
@@ -36,7 +37,13 @@ export class Scope implements AsyncDisposable {
     return next;
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** Two disposals at once are one: a second must not release what lies below a step that the first still waits for. */
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#releasing ??= this.#release().finally(() => this.#releasing = undefined);
+    return this.#releasing;
+  }
+
+  async #release(): Promise<void> {
     const failures: Array<{ step: string; cause: unknown }> = [];
     const leftovers: string[] = [];
     for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
