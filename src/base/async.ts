@@ -116,7 +116,8 @@ export class Singleflight<T> {
   run(key: string, work: () => Promise<T>): Promise<T> {
     const current = this.#flights.get(key);
     if (current) return current;
-    const flight = work().finally(() => this.#flights.delete(key));
+    // Through a promise, so that work which throws at once is a failed flight like any other.
+    const flight = Promise.try(work).finally(() => this.#flights.delete(key));
     this.#flights.set(key, flight);
     return flight;
   }
