@@ -1,0 +1,44 @@
+/** VMs for tests: one scheduler per file, and the proof that nothing is left when it is closed. */
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import process from "node:process";
+import { Scheduler, type SchedulerConfig, type SchedulerHooks } from "../../src/mod.ts";
+
+/** A scheduler and the check that ends its file. */
+export interface TestScheduler {
+  readonly scheduler: Scheduler;
+  /** Closes the scheduler and fails when a process of ours is still there. */
+  close(): Promise<void>;
+}
+
+/** Opens a scheduler on the assets of this machine; a test file that cannot have one fails, it does not pass unseen. */
+export async function openTestScheduler(config: SchedulerConfig = {}, hooks: SchedulerHooks = {}): Promise<TestScheduler> {
+  const scheduler = await Scheduler.open(config, { log: quiet, ...hooks });
+  return {
+    scheduler,
+    async close() {
+      await scheduler.close();
+      assert.deepEqual(descendants(), [], "no process is left when the scheduler is closed");
+    },
+  };
+}
+
+/** Processes below this one that are no zombies, as `pid name`. */
+export function descendants(root: number = process.pid): string[] {
+  const children = new Map<number, Array<{ pid: number; name: string; state: string }>>();
+  for (const entry of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
+    try {
+      const stat = readFileSync(`/proc/${entry}/stat`, "latin1");
+      const [state = "", parent = ""] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+      const name = stat.slice(stat.indexOf("(") + 1, stat.lastIndexOf(")"));
+      children.set(Number(parent), [...(children.get(Number(parent)) ?? []), { pid: Number(entry), name, state }]);
+    } catch {
+      // Ended while we looked.
+    }
+  }
+  const below = (pid: number): string[] =>
+    (children.get(pid) ?? []).flatMap((child) => [...(child.state === "Z" ? [] : [`${child.pid} ${child.name}`]), ...below(child.pid)]);
+  return below(root);
+}
+
+const quiet = { debug: () => {}, info: () => {}, warning: () => {}, error: (message: string) => void process.stderr.write(`${message}\n`) };
