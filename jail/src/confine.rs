@@ -35,6 +35,8 @@ pub fn confine(plan: &Plan) -> Result<(), Failure> {
     }
     if layers.has(Layer::Rlimits) {
         for &(resource, value) in &plan.rlimits {
+            // Raising a limit takes a privilege: one that is lower already stays.
+            let value = sys::hard_limit(resource).map_or(value, |present| value.min(present));
             sys::set_limit(resource, value)
                 .in_layer(Layer::Rlimits, format_args!("set limit {resource} to {value}"))?;
         }

@@ -100,13 +100,18 @@ export function parseProbe(output: string, jail: string): ConfinementLayers {
   const answer = probeSchema.safeParse(parseJson(output));
   if (!answer.success) {
     const shown = output.trim().slice(0, 200);
-    throw new SandboxDependencyError(`Cannot read which confinement this host allows: ${jail} --probe must print its verdicts, got "${shown}"`, {
-      cause: answer.error,
-      hint: "Run `sbx images verify`.",
-    });
+    throw new SandboxDependencyError(
+      `Cannot read which confinement this host allows: ${jail} --probe must print its verdicts, got "${shown}"`,
+      {
+        cause: answer.error,
+        hint: "Run `sbx images verify`.",
+      },
+    );
   }
   const found = new Map(answer.data.layers.map((layer) => [layer.name, layer]));
-  const layers = LAYER_NAMES.map((name) => found.get(name) ?? { name, active: false, reason: "this sbx-jail does not know it", hint: null });
+  const layers = LAYER_NAMES.map((name) =>
+    found.get(name) ?? { name, active: false, reason: "this sbx-jail does not know it", hint: null }
+  );
   return { jail, layers, landlockAbi: answer.data.landlockAbi, cgroup: answer.data.cgroup };
 }
 
