@@ -91,8 +91,9 @@ function acceleratorOption(accelerator: Accelerator): string {
 
 function memoryOptions(spec: MachineSpec): string[] {
   if (spec.memory.kind === "anonymous") return [];
-  const sharing = spec.memory.isShared ? "on" : "off";
-  return ["-object", `memory-backend-file,id=ram,size=${spec.memoryMiB}M,mem-path=${escaped(spec.memory.path)},share=${sharing}`];
+  // readonly: the file is opened for reading, the mapping stays private and writable (rom=off); a balloon cannot punch holes into it either.
+  const access = spec.memory.isShared ? "share=on" : "share=off,readonly=on,rom=off";
+  return ["-object", `memory-backend-file,id=ram,size=${spec.memoryMiB}M,mem-path=${escaped(spec.memory.path)},${access}`];
 }
 
 function startOptions(start: Start): string[] {

@@ -7,8 +7,8 @@ import { run } from "../host/process.ts";
 import type { Platform } from "../host/platform.ts";
 import type { Accelerator } from "./machine.ts";
 
-/** The oldest QEMU that can clone with RAM in a file (`x-ignore-shared` on microvm, `-chardev socket,fd=`). */
-export const QEMU_MIN_MAJOR = 8;
+/** The oldest QEMU whose `memory-backend-file` maps a file it opened for reading privately and writable (`readonly=on,rom=off`). */
+export const QEMU_MIN_VERSION = "8.2";
 
 /** A QEMU and where its firmware comes from. */
 export interface Qemu {
@@ -29,6 +29,8 @@ export interface Candidates {
   readonly candidates: readonly Candidate[];
   /** Why hardware acceleration is not even tried; empty when it is. */
   readonly reason: string;
+  /** The user asked for software emulation. */
+  readonly isForced: boolean;
 }
 
 /** Software emulation: the guest's CPU is made by QEMU and the same on every host. */
@@ -48,13 +50,13 @@ export interface AcceleratorFacts {
 
 /** Pure: the ladder of accelerators and CPU models. The guest never sees nested virtualization. */
 export function acceleratorCandidates(facts: AcceleratorFacts): Candidates {
-  const emulationOnly = (reason: string): Candidates => ({ candidates: [EMULATION], reason });
+  const emulationOnly = (reason: string): Candidates => ({ candidates: [EMULATION], reason, isForced: facts.isEmulationForced });
   if (facts.isEmulationForced) return emulationOnly("EXEC_SANDBOX_FORCE_EMULATION is set");
-  if (facts.platform.os === "macos") return { candidates: [{ accelerator: "hvf", cpu: "host" }, EMULATION], reason: "" };
+  if (facts.platform.os === "macos") return { candidates: [{ accelerator: "hvf", cpu: "host" }, EMULATION], reason: "", isForced: false };
   if (facts.kvmProblem !== undefined) return emulationOnly(facts.kvmProblem);
   if (facts.isPvm) return emulationOnly("this host's /dev/kvm is kvm-pvm, which cannot run an ordinary Linux guest");
   if (!facts.hasVirtualizationFlag) return emulationOnly("this host's CPU shows neither vmx nor svm, although /dev/kvm exists");
-  if (facts.platform.arch === "aarch64") return { candidates: [{ accelerator: "kvm", cpu: "host" }, EMULATION], reason: "" };
+  if (facts.platform.arch === "aarch64") return { candidates: [{ accelerator: "kvm", cpu: "host" }, EMULATION], reason: "", isForced: false };
   return {
     candidates: [
       { accelerator: "kvm", cpu: "host,-svm,-vmx" },
@@ -63,6 +65,7 @@ export function acceleratorCandidates(facts: AcceleratorFacts): Candidates {
       EMULATION,
     ],
     reason: "",
+    isForced: false,
   };
 }
 
@@ -103,16 +106,25 @@ export async function findQemu(sources: QemuSources): Promise<Qemu> {
   const program = sources.explicit ?? await findInPath(name, sources.searchPath);
   if (program === undefined) {
     throw new SandboxDependencyError(`Cannot find QEMU: neither the images directory nor PATH has one (${name})`, {
-      hint: "Run `sbx images build` or `sbx prefetch`, or install QEMU 8 or newer.",
+      hint: "Run `sbx images build` or `sbx prefetch`, or install QEMU 8.2 or newer.",
     });
   }
   const version = await readVersion(program);
-  if (Number.parseInt(version) < QEMU_MIN_MAJOR) {
-    throw new SandboxDependencyError(`Cannot use ${program}: QEMU must be version ${QEMU_MIN_MAJOR} or newer, got ${version}`, {
+  if (!isAtLeast(version, QEMU_MIN_VERSION)) {
+    throw new SandboxDependencyError(`Cannot use ${program}: QEMU must be version ${QEMU_MIN_VERSION} or newer, got ${version}`, {
       hint: "Run `sbx images build` or `sbx prefetch` for sbx's own QEMU, or set EXEC_SANDBOX_QEMU to a newer one.",
     });
   }
   return { path: program, version, isOwn: false };
+}
+
+/** Compares dotted versions, number by number. */
+export function isAtLeast(version: string, wanted: string): boolean {
+  const own = version.split(".").map(Number), least = wanted.split(".").map(Number);
+  for (const [at, part] of least.entries()) {
+    if ((own[at] ?? 0) !== part) return (own[at] ?? 0) > part;
+  }
+  return true;
 }
 
 async function readVersion(program: string): Promise<string> {

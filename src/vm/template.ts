@@ -11,6 +11,8 @@ import type { Hypervisor } from "./hypervisor.ts";
 
 /** Raised when what is in a template changes without any of its other inputs doing so. */
 const TEMPLATE_VERSION = 1;
+/** The directory is this user's alone; behind its confinement QEMU is another user and reads the files through bind mounts. */
+const SAVED_MODE = 0o444, BAKING_MODE = 0o666;
 const RAM = "ram", STATE = "state", CONSOLE_LOG = "console.log", META = "meta.json";
 
 /** What decides a template's content. */
@@ -111,8 +113,7 @@ export class TemplateStore {
     await fs.writeFile(path.join(staged.path, CONSOLE_LOG), log, { mode: 0o400 });
     const meta = { key: identity.key, ramBytes, stateBytes: (await fs.stat(stateFile)).size, language: identity.language };
     await writeFileAtomic(path.join(staged.path, META), JSON.stringify(meta), 0o400);
-    await fs.chmod(ramFile, 0o400);
-    await fs.chmod(stateFile, 0o400);
+    for (const file of [ramFile, stateFile]) await fs.chmod(file, SAVED_MODE);
     const template = this.#at(identity);
     await fs.rm(template.directory, { recursive: true, force: true }); // Only something broken can be there: `find` refused it.
     await staged.publish(template.directory);
@@ -131,8 +132,9 @@ export class TemplateStore {
 }
 
 async function createFile(file: string, sizeBytes: number): Promise<void> {
-  const handle = await fs.open(file, "wx", 0o600);
+  const handle = await fs.open(file, "wx", BAKING_MODE);
   try {
+    await handle.chmod(BAKING_MODE); // The umask took part of it.
     await handle.truncate(sizeBytes);
   } finally {
     await handle.close();
