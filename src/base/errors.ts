@@ -31,7 +31,7 @@ export abstract class SandboxError extends Error {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.retry = options.retry ?? fallbackRetry;
     this.hint = options.hint;
-    this.name = new.target.name;
+    this.name = new.target.name; // Our own classes write theirs out: minifiers rename classes.
   }
 
   /** True for errors of any copy of this library. */
@@ -63,6 +63,7 @@ export interface WithResult<R = unknown> {
 
 /** The VM never became ready, so the code never ran; or, with `check`, the code ran out of time: then `result` is set. */
 export class VmTimeoutError extends TransientError {
+  override readonly name = "VmTimeoutError";
   readonly code = "SBX_VM_TIMEOUT";
   /** The `ExecutionResult` of the execution that ran out of time. */
   readonly result: unknown;
@@ -75,6 +76,7 @@ export class VmTimeoutError extends TransientError {
 
 /** With `check`: the program ended with a status other than 0. */
 export class ExecutionFailedError extends PermanentError implements WithResult {
+  override readonly name = "ExecutionFailedError";
   readonly code = "SBX_EXECUTION_FAILED";
   /** The unsuccessful `ExecutionResult`. */
   readonly result: unknown;
@@ -87,26 +89,31 @@ export class ExecutionFailedError extends PermanentError implements WithResult {
 
 /** Memory or CPU budget, or a deadline while waiting for it, is exhausted. */
 export class VmCapacityError extends TransientError {
+  override readonly name = "VmCapacityError";
   readonly code = "SBX_VM_CAPACITY";
 }
 
 /** A setting of the VM or of the scheduler is not acceptable. */
 export class VmConfigError extends PermanentError {
+  override readonly name = "VmConfigError";
   readonly code = "SBX_VM_CONFIG";
 }
 
 /** The session or scheduler is closed. */
 export class SessionClosedError extends PermanentError {
+  override readonly name = "SessionClosedError";
   readonly code = "SBX_SESSION_CLOSED";
 }
 
 /** The channel to the guest failed before anything was dispatched. */
 export class CommunicationError extends TransientError {
+  override readonly name = "CommunicationError";
   readonly code = "SBX_COMMUNICATION";
 }
 
 /** The channel was lost after dispatch: the code may have run. */
 export class OutcomeUnknownError extends TransientError {
+  override readonly name = "OutcomeUnknownError";
   readonly code = "SBX_OUTCOME_UNKNOWN";
   /** Whether running again is harmless is the caller's decision. */
   constructor(message: string, options: SandboxErrorOptions = {}) {
@@ -116,11 +123,13 @@ export class OutcomeUnknownError extends TransientError {
 
 /** The agent inside the VM reported a failure of its own. */
 export class GuestAgentError extends TransientError {
+  override readonly name = "GuestAgentError";
   readonly code = "SBX_GUEST_AGENT";
 }
 
 /** Output went past a cap; the execution was ended, `result` holds what fitted. */
 export class OutputLimitError extends PermanentError implements WithResult {
+  override readonly name = "OutputLimitError";
   readonly code = "SBX_OUTPUT_LIMIT";
   /** The partial `ExecutionResult`. */
   readonly result: unknown;
@@ -133,11 +142,13 @@ export class OutputLimitError extends PermanentError implements WithResult {
 
 /** A package is not pinned, not in the catalog, or not possible in this language. */
 export class PackageNotAllowedError extends PermanentError {
+  override readonly name = "PackageNotAllowedError";
   readonly code = "SBX_PACKAGE_NOT_ALLOWED";
 }
 
 /** A template or checkpoint could not be made or loaded. */
 export class SnapshotError extends TransientError {
+  override readonly name = "SnapshotError";
   readonly code = "SBX_SNAPSHOT";
 }
 
@@ -155,6 +166,7 @@ export type FileReason =
 
 /** A file operation failed, on the side and path it names. */
 export class SandboxFileError extends PermanentError {
+  override readonly name = "SandboxFileError";
   readonly code = "SBX_FILE";
   /** Where the file is. */
   readonly side: "guest" | "host";
@@ -176,31 +188,37 @@ export class SandboxFileError extends PermanentError {
 
 /** An argument other than the VM's configuration is not acceptable. */
 export class InputValidationError extends PermanentError {
+  override readonly name: string = "InputValidationError";
   readonly code: `SBX_${string}` = "SBX_INPUT_VALIDATION";
 }
 
 /** An environment variable for the guest is not acceptable. */
 export class EnvVarValidationError extends InputValidationError {
+  override readonly name = "EnvVarValidationError";
   override readonly code = "SBX_ENV_VAR_VALIDATION";
 }
 
 /** The peer of a private socket is not who it must be. */
 export class SocketAuthError extends PermanentError {
+  override readonly name = "SocketAuthError";
   readonly code = "SBX_SOCKET_AUTH";
 }
 
 /** A program or feature that sbx needs is missing on this host. */
 export class SandboxDependencyError extends PermanentError {
+  override readonly name = "SandboxDependencyError";
   readonly code = "SBX_DEPENDENCY";
 }
 
 /** An asset (kernel, image, QEMU …) is missing, damaged or of another version. */
 export class AssetError extends PermanentError {
+  override readonly name = "AssetError";
   readonly code = "SBX_ASSET";
 }
 
 /** Something owned could not be released; `leftovers` still exist. */
 export class CleanupError extends PermanentError {
+  override readonly name = "CleanupError";
   readonly code = "SBX_CLEANUP";
   /** What could not be released, outermost last. */
   readonly leftovers: readonly string[];
@@ -225,5 +243,21 @@ export function assert(condition: unknown, message: string): asserts condition {
 
 /** The text of anything that was thrown. */
 export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  if (error instanceof Error) return error.message;
+  return typeof error === "string" ? error : shown(error);
+}
+
+const SHOWN_MAX_CHARS = 100;
+
+/** Any value on one short line, for the "got …" of a message. Never throws: callers and guests choose the value. */
+export function shown(value: unknown): string {
+  let text: string;
+  try {
+    if (typeof value === "bigint") text = `${value}n`;
+    else if (typeof value === "function") text = "a function";
+    else text = (typeof value === "number" ? undefined : JSON.stringify(value)) ?? String(value);
+  } catch {
+    text = `a value of type ${typeof value}`; // Circular, without a prototype, or a proxy that throws.
+  }
+  return text.length > SHOWN_MAX_CHARS ? `${text.slice(0, SHOWN_MAX_CHARS)}…` : text;
 }
