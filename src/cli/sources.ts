@@ -2,6 +2,7 @@
 import { open, stat } from "node:fs/promises";
 import path from "node:path";
 import { Buffer } from "node:buffer";
+import { abortable } from "../base/async.ts";
 import { CODE_MAX_BYTES, PATH_MAX_BYTES } from "../base/limits.ts";
 import type { Language } from "../run/request.ts";
 import type { CliContext } from "./context.ts";
@@ -104,7 +105,8 @@ async function readSource(
       hint: "To run it as code instead, give it with --code.",
     });
   }
-  const code = decode(await readFileCapped(source), JSON.stringify(source));
+  // Reading a pipe takes as long as its writer likes.
+  const code = decode(await abortable(readFileCapped(source), context.signal), JSON.stringify(source));
   return { source, label: source, code, language: language ?? languageOfFile(source) ?? "python" };
 }
 

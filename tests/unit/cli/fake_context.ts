@@ -1,0 +1,108 @@
+/** A context without a process: what commands write is collected, what they run is up to the test. */
+import { Buffer } from "node:buffer";
+import type { CliContext, CliScheduler, OpenOptions } from "../../../src/cli/context.ts";
+import type { Check } from "../../../src/cli/doctor_report.ts";
+import type { Output } from "../../../src/cli/output.ts";
+import { runProgram } from "../../../src/cli/program.ts";
+import type { RunRequest } from "../../../src/run/request.ts";
+import type { ExecutionResult } from "../../../src/run/result.ts";
+
+/** An output that collects what is written. */
+export class FakeOutput implements Output {
+  readonly isTty: boolean;
+  readonly columns: number;
+  readonly hasColor: boolean;
+  text = "";
+
+  constructor(options: { readonly isTty?: boolean; readonly hasColor?: boolean; readonly columns?: number } = {}) {
+    this.isTty = options.isTty ?? false;
+    this.hasColor = options.hasColor ?? false;
+    this.columns = options.columns ?? 80;
+  }
+
+  write(text: string): void {
+    this.text += text;
+  }
+
+  flush(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+/** A successful result; `fields` replace its own. */
+export function resultOf(fields: Partial<ExecutionResult> = {}): ExecutionResult {
+  return {
+    stdout: "",
+    stderr: "",
+    results: [],
+    exitCode: 0,
+    timedOut: false,
+    executionTimeMs: 12,
+    externalCpuTimeMs: 40,
+    externalMemoryPeakMb: 61,
+    timing: { setupMs: 3, bootMs: 41, executeMs: 12, totalMs: 58 },
+    warmPoolHit: false,
+    start: "template",
+    exposedPorts: [],
+    ...fields,
+  };
+}
+
+/** What a test replaces of the world. */
+export interface World {
+  readonly stdin?: string | Uint8Array;
+  readonly isStdinTty?: boolean;
+  readonly stdout?: FakeOutput;
+  readonly stderr?: FakeOutput;
+  readonly signal?: AbortSignal;
+  readonly run?: (request: RunRequest, options: OpenOptions) => Promise<ExecutionResult>;
+  readonly open?: (options: OpenOptions) => Promise<CliScheduler>;
+  readonly checks?: readonly Check[];
+}
+
+/** What a run of the program left. */
+export interface Ran {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+  /** Every request the scheduler got, in the order it got them. */
+  readonly requests: readonly RunRequest[];
+  /** How often a scheduler was opened and released. */
+  readonly opened: number;
+  readonly closed: number;
+}
+
+/** Runs the program on `args` in `world`. */
+export async function sbx(args: readonly string[], world: World = {}): Promise<Ran> {
+  const stdout = world.stdout ?? new FakeOutput(), stderr = world.stderr ?? new FakeOutput();
+  const requests: RunRequest[] = [];
+  let opened = 0, closed = 0;
+  const schedulerFor = (options: OpenOptions): CliScheduler => ({
+    run(request) {
+      requests.push(request);
+      return world.run?.(request, options) ?? Promise.resolve(resultOf());
+    },
+    prepare: () => Promise.resolve(),
+    [Symbol.asyncDispose]: () => {
+      closed += 1;
+      return Promise.resolve();
+    },
+  });
+  const context: CliContext = {
+    stdin: {
+      isTty: world.isStdinTty ?? false,
+      read: (maxBytes) => Promise.resolve(Buffer.from(world.stdin ?? "").subarray(0, maxBytes + 1)),
+    },
+    stdout,
+    stderr,
+    env: {},
+    signal: world.signal ?? new AbortController().signal,
+    async openScheduler(options) {
+      opened += 1;
+      return await world.open?.(options) ?? schedulerFor(options);
+    },
+    doctorChecks: () => Promise.resolve(world.checks ?? []),
+  };
+  const code = await runProgram(args, context);
+  return { code, stdout: stdout.text, stderr: stderr.text, requests, opened, closed };
+}
