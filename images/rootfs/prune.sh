@@ -77,7 +77,11 @@ case $language in
     # Only our own interpreter's byte code, not the optimised variants.
     find usr/lib/python3* \( -name '*.opt-1.pyc' -o -name '*.opt-2.pyc' \) -delete
     ;;
-  javascript) ln -sf bun usr/bin/bunx ;;
+  javascript)
+    # Programs that call node get Bun, which answers to that name.
+    ln -sf bun usr/bin/bunx
+    ln -sf bun usr/bin/node
+    ;;
 esac
 
 # Our user, names and mount points. /run, /tmp, /home/user and /dev/shm become tmpfs; the agent writes the resolver's address to /run.
