@@ -1,0 +1,62 @@
+//! sbx-agent: PID 1 of an sbx microVM. Makes a machine out of the initrd, then serves the host until it is switched off.
+mod channel;
+mod confine;
+mod error;
+mod exec;
+mod init;
+mod limits;
+mod memory;
+mod mux;
+mod output;
+mod program;
+mod repl;
+mod server;
+mod shell;
+mod sys;
+mod wire;
+
+use error::{Action, Fatal};
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("sbx-agent {}: runs as PID 1 of an sbx microVM only", env!("CARGO_PKG_VERSION"));
+        std::process::exit(2);
+    }
+    let fatal = match start() {
+        Ok(server) => server.run(),
+        Err(fatal) => fatal,
+    };
+    eprintln!("sbx-agent: power off: {fatal}");
+    sys::power_off()
+}
+
+/// The language's process starts as early as possible: while it waits for the disk, the rest is set up.
+fn start() -> Result<server::Server, Fatal> {
+    memory::protect_agent();
+    let children = sys::child_signals().action("watch for children")?;
+    let mut machine = init::start()?;
+    let trace = Trace { is_on: machine.parameter("sbx.trace").is_some() };
+    trace.step("root switched");
+    let language = machine.parameter("sbx.language").unwrap_or("python").to_owned();
+    let program = program::prepare(&language)?;
+    let repl = repl::Repl::start(program, Some(confine::confinement()), machine.cgroup.take(), server::now_us())?;
+    trace.step("language started");
+    init::finish(&machine);
+    trace.step("machine finished");
+    let port = channel::open_port(&machine)?;
+    trace.step("control port open");
+    Ok(server::Server::new(port, children, repl, program::announcement(&language)))
+}
+
+/// `sbx.trace=1` on the kernel command line tells when each step was done.
+struct Trace {
+    is_on: bool,
+}
+
+impl Trace {
+    fn step(&self, what: &str) {
+        if self.is_on {
+            eprintln!("sbx-agent: {} us: {what}", server::now_us());
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Program: which process each language is, and what it starts with.
+use std::ffi::CString;
+
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
+use serde_json::{json, Map, Value};
+
+use crate::error::{Action, Fatal};
+use crate::limits::PROTOCOL_VERSION;
+use crate::repl::{Program, DIRECTORY};
+use crate::shell;
+
+const PYTHON_SCRIPT: &str = include_str!("../repl/python.py");
+const JAVASCRIPT_SCRIPT: &str = include_str!("../repl/javascript.mjs");
+const SHELL_SCRIPT: &str = include_str!("../repl/shell.sh");
+
+/// What the image may say about what it contains: a JSON object, name → version.
+const VERSIONS_FILE: &str = "/etc/sbx/versions.json";
+const HOME: &str = "/home/user";
+const ENVIRONMENT: [&str; 7] = [
+    "PATH=/home/user/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME=/home/user",
+    "USER=user",
+    "LOGNAME=user",
+    "SHELL=/bin/bash",
+    "LANG=C.UTF-8",
+    "TERM=dumb",
+];
+
+/// Writes the language's script, owned by root and read-only, and says how to start it.
+pub fn prepare(language: &str) -> Result<Program, Fatal> {
+    fs::mkdir(DIRECTORY, Mode::from_raw_mode(0o755)).action("make the scripts' directory")?;
+    match language {
+        "python" => {
+            let script = put_script("python.py", PYTHON_SCRIPT)?;
+            let path = first_existing(&["/usr/bin/python3.14", "/usr/bin/python3"])?;
+            // -I: neither the environment nor the working directory decides what is imported.
+            Ok(program(&path, &[&path, "-I", "-X", "utf8", &script]))
+        }
+        "javascript" => {
+            let script = put_script("javascript.mjs", JAVASCRIPT_SCRIPT)?;
+            let path = first_existing(&["/usr/local/bin/bun", "/usr/bin/bun"])?;
+            Ok(program(&path, &[&path, &script]))
+        }
+        "raw" => {
+            put_script("shell.sh", SHELL_SCRIPT)?;
+            shell::make_state_directory(DIRECTORY).action("make the shell's state directory")?;
+            // $0 is what error messages begin with; the loop is one line, so that theirs count from 1.
+            Ok(Program { is_shell: true, ..program("/bin/bash", &["bash", "--norc", "--noprofile", "-c", shell::LOOP]) })
+        }
+        other => Err(Fatal::Repl(format!("sbx.language must be python, javascript or raw, got {other:.64?}"))),
+    }
+}
+
+fn program(path: &str, args: &[&str]) -> Program {
+    let owned = |texts: &[&str]| texts.iter().filter_map(|text| CString::new(*text).ok()).collect::<Vec<_>>();
+    Program {
+        path: CString::new(path).unwrap_or_default(),
+        args: owned(args),
+        is_shell: false,
+        directory: CString::new(HOME).unwrap_or_default(),
+        env: owned(&ENVIRONMENT),
+    }
+}
+
+fn put_script(name: &str, text: &str) -> Result<String, Fatal> {
+    let path = format!("{DIRECTORY}/{name}");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = fs::open(path.as_str(), flags, Mode::from_raw_mode(0o444)).action("write the language's script")?;
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        rest = &rest[rustix::io::write(&file, rest).action("write the language's script")?..];
+    }
+    Ok(path)
+}
+
+fn first_existing(paths: &[&str]) -> Result<String, Fatal> {
+    let found = paths.iter().find(|path| fs::access(**path, fs::Access::EXEC_OK).is_ok());
+    found.map(|path| (*path).to_owned()).ok_or(Errno::NOENT).action("find the language's program")
+}
+
+/// HELLO at boot.
+pub fn announcement(language: &str) -> Value {
+    let mut versions =
+        std::fs::read(VERSIONS_FILE).ok().and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok()).unwrap_or_default();
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    versions.insert("kernel".to_owned(), kernel.into());
+    json!({ "protocol": PROTOCOL_VERSION, "agent": env!("CARGO_PKG_VERSION"), "language": language, "versions": versions })
+}

@@ -1,0 +1,384 @@
+//! REPL: the language's process. Starts it confined, speaks its protocol, ends it with everything it started.
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal};
+
+use crate::error::{Action, Fatal};
+use crate::exec::Body;
+use crate::limits::{REPL_START_MS, VALUE_BYTES};
+use crate::shell;
+use crate::sys::{self, Confinement};
+
+/// Values of `sbx.language`.
+pub const LANGUAGES: [&str; 3] = ["python", "javascript", "raw"];
+
+/// Where the scripts lie in the guest.
+pub const DIRECTORY: &str = "/run/sbx";
+const REPLY_BYTES: usize = 12;
+const NO_VALUE: u32 = u32::MAX;
+/// A longer value is a violation; one beyond VALUE_BYTES is cut.
+const VALUE_MAX_BYTES: usize = 1 << 20;
+/// How long leftover processes may take to vanish after SIGKILL.
+const DEATH_US: u64 = 2_000_000;
+
+/// How to start a language's process.
+pub struct Program {
+    pub path: CString,
+    pub args: Vec<CString>,
+    /// Bash cannot read a socket with lengths: it gets text over FIFOs (module `shell`).
+    pub is_shell: bool,
+    pub directory: CString,
+    pub env: Vec<CString>,
+}
+
+/// The descriptors of one process.
+pub struct Wires {
+    /// Requests to the REPL, and replies from it: the same socket but for the shell.
+    pub requests: OwnedFd,
+    pub replies: OwnedFd,
+    /// Read ends of stdout and stderr.
+    pub outputs: [OwnedFd; 2],
+    /// Write ends that stay open here, so that a pipe never reports an end whatever the program closes.
+    _write_ends: [OwnedFd; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Starting {
+        deadline_us: u64,
+    },
+    Ready,
+    Busy,
+    /// SIGKILL is sent; waiting until nothing is left.
+    Dying {
+        deadline_us: u64,
+    },
+    /// Nothing is left but what is in the pipes.
+    Gone,
+}
+
+/// What the REPL said.
+#[derive(Debug, PartialEq)]
+pub enum Reply {
+    Ready,
+    Done { exit_code: i32, value: Option<String> },
+    Violation(&'static str),
+}
+
+pub struct Repl {
+    program: Program,
+    confinement: Option<Confinement>,
+    cgroup: Option<OwnedFd>,
+    pub wires: Wires,
+    pub state: State,
+    pid: Option<Pid>,
+    /// `n` or `128+N` of the last process.
+    pub status: i32,
+    id: u32,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    sent: usize,
+}
+
+impl Repl {
+    pub fn start(program: Program, confinement: Option<Confinement>, cgroup: Option<OwnedFd>, now_us: u64) -> Result<Self, Fatal> {
+        let (wires, pid) = launch(&program, confinement.as_ref(), cgroup.as_ref())?;
+        let state = State::Starting { deadline_us: now_us + REPL_START_MS * 1_000 };
+        let (inbox, outbox) = (Vec::with_capacity(256), Vec::new());
+        Ok(Repl { program, confinement, cgroup, wires, state, pid: Some(pid), status: 0, id: 0, inbox, outbox, sent: 0 })
+    }
+
+    /// Starts a new process in place of one that is gone.
+    pub fn restart(&mut self, now_us: u64) -> Result<(), Fatal> {
+        let (wires, pid) = launch(&self.program, self.confinement.as_ref(), self.cgroup.as_ref())?;
+        self.wires = wires;
+        self.pid = Some(pid);
+        self.state = State::Starting { deadline_us: now_us + REPL_START_MS * 1_000 };
+        self.inbox.clear();
+        self.outbox = Vec::new();
+        self.sent = 0;
+        Ok(())
+    }
+
+    /// Hands over an execution.
+    pub fn execute(&mut self, id: u32, seed: Option<&[u8; 32]>, body: &mut Body) -> Result<(), Errno> {
+        self.id = id;
+        self.state = State::Busy;
+        if self.program.is_shell {
+            let line = shell::request(DIRECTORY, id, seed, body)?;
+            self.outbox.extend_from_slice(&line);
+            return self.send();
+        }
+        let request = body.request(id, seed);
+        // Nearly always it fits the socket's buffer and nothing is copied.
+        let written = write(&self.wires.requests, request)?;
+        if written < request.len() {
+            self.outbox.extend_from_slice(&request[written..]);
+        }
+        Ok(())
+    }
+
+    /// Part of a request waits for room.
+    pub fn has_unsent(&self) -> bool {
+        self.sent < self.outbox.len()
+    }
+
+    pub fn send(&mut self) -> Result<(), Errno> {
+        self.sent += write(&self.wires.requests, &self.outbox[self.sent..])?;
+        if !self.has_unsent() {
+            self.outbox.clear();
+            self.outbox.shrink_to(4_096);
+            self.sent = 0;
+        }
+        Ok(())
+    }
+
+    /// Reads what the REPL says, one message at most.
+    pub fn receive(&mut self) -> Option<Reply> {
+        let room = if self.inbox.is_empty() { 64 } else { 65_536 };
+        self.inbox.reserve(room);
+        match rustix::io::read(&self.wires.replies, rustix::buffer::spare_capacity(&mut self.inbox)) {
+            Ok(0) => Some(Reply::Violation("it closed its control channel")),
+            Ok(_) => self.next_reply(),
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            Err(_) => Some(Reply::Violation("its control channel failed")),
+        }
+    }
+
+    fn next_reply(&mut self) -> Option<Reply> {
+        match self.state {
+            State::Starting { .. } if self.inbox == b"R" => {
+                self.inbox.clear();
+                self.state = State::Ready;
+                Some(Reply::Ready)
+            }
+            State::Busy => match parse_reply(&self.inbox, self.id)? {
+                Reply::Violation(what) => Some(Reply::Violation(what)),
+                reply => {
+                    self.inbox.clear();
+                    self.inbox.shrink_to(256);
+                    self.state = State::Ready;
+                    Some(reply)
+                }
+            },
+            _ => Some(Reply::Violation("it spoke out of turn")),
+        }
+    }
+
+    /// SIGINT as a terminal would send it: to the session's process group.
+    pub fn interrupt(&self) {
+        if let Some(pid) = self.pid {
+            let _ = rustix::process::kill_process_group(pid, Signal::INT);
+        }
+    }
+
+    /// SIGTERM to everything, stopped or not.
+    pub fn terminate(&self) {
+        for signal in [Signal::TERM, Signal::CONT] {
+            self.signal_all(signal);
+        }
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        let pids = self.cgroup.as_ref().and_then(|cgroup| read_at(cgroup, "cgroup.procs").ok());
+        match pids {
+            Some(pids) => {
+                for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+                    let _ = rustix::process::kill_process(pid, signal);
+                }
+            }
+            None => self.pid.into_iter().for_each(|pid| {
+                let _ = rustix::process::kill_process_group(pid, signal);
+            }),
+        }
+    }
+
+    /// SIGKILL to everything; `state` becomes Gone when it is over.
+    pub fn kill(&mut self, now_us: u64) {
+        if !matches!(self.state, State::Dying { .. } | State::Gone) {
+            self.state = State::Dying { deadline_us: now_us + DEATH_US };
+        }
+        let killed = self.cgroup.as_ref().is_some_and(|cgroup| write_at(cgroup, "cgroup.kill", b"1").is_ok());
+        if !killed {
+            self.signal_all(Signal::KILL);
+        }
+    }
+
+    /// A child of ours ended. True when it was the REPL.
+    pub fn reaped(&mut self, pid: Pid, status: i32, now_us: u64) -> bool {
+        if self.pid != Some(pid) {
+            return false;
+        }
+        self.pid = None;
+        self.status = status;
+        self.kill(now_us);
+        true
+    }
+
+    /// Whether a dying REPL is gone by now.
+    pub fn check_gone(&mut self, now_us: u64) -> bool {
+        let State::Dying { deadline_us } = self.state else { return false };
+        let is_empty = match &self.cgroup {
+            Some(cgroup) => read_at(cgroup, "cgroup.events").is_ok_and(|events| events.contains("populated 0")),
+            None => true,
+        };
+        if self.pid.is_some() || (!is_empty && now_us < deadline_us) {
+            return false;
+        }
+        self.state = State::Gone;
+        true
+    }
+}
+
+/// A reply once it is complete.
+fn parse_reply(bytes: &[u8], id: u32) -> Option<Reply> {
+    let field = |at: usize| bytes.get(at..at + 4).map(|field| u32::from_le_bytes([field[0], field[1], field[2], field[3]]));
+    if field(0)? != id {
+        return Some(Reply::Violation("it replied to another execution"));
+    }
+    let exit_code = field(4)? as i32;
+    let value_bytes = field(8)?;
+    if !(0..=255).contains(&exit_code) {
+        return Some(Reply::Violation("it replied with an impossible exit code"));
+    }
+    let rest = &bytes[REPLY_BYTES..];
+    if value_bytes == NO_VALUE {
+        return Some(if rest.is_empty() { Reply::Done { exit_code, value: None } } else { Reply::Violation("its reply was too long") });
+    }
+    let wanted = value_bytes as usize;
+    if wanted > VALUE_MAX_BYTES || rest.len() > wanted {
+        return Some(Reply::Violation("its reply was too long"));
+    }
+    if rest.len() < wanted {
+        return None;
+    }
+    let value = String::from_utf8_lossy(&rest[..wanted.min(VALUE_BYTES)]).into_owned();
+    Some(Reply::Done { exit_code, value: Some(value) })
+}
+
+fn launch(program: &Program, confinement: Option<&Confinement>, cgroup: Option<&OwnedFd>) -> Result<(Wires, Pid), Fatal> {
+    let (stdout, stdout_end) = pipe()?;
+    let (stderr, stderr_end) = pipe()?;
+    let null = fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).action("open /dev/null")?;
+    let procs = match cgroup {
+        Some(cgroup) => {
+            Some(fs::openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).action("open the control group")?)
+        }
+        None => None,
+    };
+    let (requests, replies, theirs) = if program.is_shell {
+        let (requests, replies) = shell::make_fifos(DIRECTORY).action("make the shell's FIFOs")?;
+        (requests, replies, None)
+    } else {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).action("make a socketpair")?;
+        rustix::io::ioctl_fionbio(&ours, true).action("make a socketpair")?;
+        (ours.try_clone().map_err(|_| Errno::MFILE).action("make a socketpair")?, ours, Some(theirs))
+    };
+    let pid = sys::spawn(&sys::Spawn {
+        program: &program.path,
+        args: &program.args,
+        env: &program.env,
+        directory: &program.directory,
+        stdin: null.as_fd(),
+        stdout: stdout_end.as_fd(),
+        stderr: stderr_end.as_fd(),
+        control: theirs.as_ref().map(|fd| fd.as_fd()),
+        cgroup: procs.as_ref().map(|fd| fd.as_fd()),
+        confinement,
+    })
+    .action("start the language's process")?;
+    Ok((Wires { requests, replies, outputs: [stdout, stderr], _write_ends: [stdout_end, stderr_end] }, pid))
+}
+
+/// Only our end is non-blocking: programs expect their stdout to wait.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Fatal> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).action("make a pipe")?;
+    rustix::io::ioctl_fionbio(&read, true).action("make a pipe")?;
+    Ok((read, write))
+}
+
+/// Writes what fits.
+fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
+    match rustix::io::write(fd, bytes) {
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        result => result,
+    }
+}
+
+fn read_at(directory: &OwnedFd, path: &str) -> Result<String, Errno> {
+    let file = fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = Vec::with_capacity(512);
+    while rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text))? > 0 {
+        text.reserve(4_096);
+    }
+    String::from_utf8(text).map_err(|_| Errno::ILSEQ)
+}
+
+fn write_at(directory: &OwnedFd, path: &str, bytes: &[u8]) -> Result<(), Errno> {
+    let file = fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, bytes).map(drop)
+}
+
+/// A child that has ended, with its status as a shell would say it.
+pub fn next_ended_child() -> Option<(Pid, i32)> {
+    let (pid, status) = rustix::process::wait(rustix::process::WaitOptions::NOHANG).ok()??;
+    let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+    Some((pid, code.unwrap_or(-1)))
+}
+
+/// Descriptors for poll.
+impl Wires {
+    pub fn output(&self, which: usize) -> BorrowedFd<'_> {
+        self.outputs[which].as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(id: u32, exit_code: i32, value_bytes: u32, value: &[u8]) -> Vec<u8> {
+        [&id.to_le_bytes()[..], &exit_code.to_le_bytes(), &value_bytes.to_le_bytes(), value].concat()
+    }
+
+    #[test]
+    fn a_reply_is_complete_with_its_value_and_not_before() {
+        let bytes = reply(3, 7, 2, b"42");
+        for cut in 0..bytes.len() {
+            assert_eq!(parse_reply(&bytes[..cut], 3), None, "{cut}");
+        }
+        assert_eq!(parse_reply(&bytes, 3), Some(Reply::Done { exit_code: 7, value: Some("42".into()) }));
+        assert_eq!(parse_reply(&reply(3, 0, NO_VALUE, b""), 3), Some(Reply::Done { exit_code: 0, value: None }));
+        assert_eq!(parse_reply(&reply(3, 0, 0, b""), 3), Some(Reply::Done { exit_code: 0, value: Some(String::new()) }));
+        assert_eq!(parse_reply(&reply(3, 0, 1, b"\xff"), 3), Some(Reply::Done { exit_code: 0, value: Some("\u{fffd}".into()) }));
+    }
+
+    #[test]
+    fn anything_else_is_a_violation() {
+        let bad = [
+            reply(4, 0, NO_VALUE, b""),
+            reply(3, -1, NO_VALUE, b""),
+            reply(3, 256, NO_VALUE, b""),
+            reply(3, 0, NO_VALUE, b"x"),
+            reply(3, 0, 1, b"xx"),
+            reply(3, 0, (VALUE_MAX_BYTES + 1) as u32, b""),
+            reply(3, 0, NO_VALUE - 1, b""),
+        ];
+        for bytes in bad {
+            assert!(matches!(parse_reply(&bytes, 3), Some(Reply::Violation(_))), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_value_is_cut() {
+        let bytes = reply(1, 0, VALUE_BYTES as u32 + 5, &vec![b'v'; VALUE_BYTES + 5]);
+        let Some(Reply::Done { value: Some(value), .. }) = parse_reply(&bytes, 1) else { panic!("no value") };
+        assert_eq!(value.len(), VALUE_BYTES);
+    }
+}

@@ -1,0 +1,232 @@
+//! Sys: the system calls that no safe wrapper covers. The only file with `unsafe`.
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+/// The REPL's end of its control channel.
+pub const CONTROL_FD: RawFd = 1000;
+
+/// Who a child becomes, and what it may do no more.
+pub struct Confinement {
+    pub uid: u32,
+    pub gid: u32,
+    /// `(RLIMIT_…, soft, hard)`.
+    pub limits: Vec<(u32, u64, u64)>,
+    pub filter: Vec<libc::sock_filter>,
+}
+
+/// A program to start.
+pub struct Spawn<'a> {
+    pub program: &'a CStr,
+    pub args: &'a [CString],
+    pub env: &'a [CString],
+    pub directory: &'a CStr,
+    pub stdin: BorrowedFd<'a>,
+    pub stdout: BorrowedFd<'a>,
+    pub stderr: BorrowedFd<'a>,
+    pub control: Option<BorrowedFd<'a>>,
+    /// `cgroup.procs` of the group it starts in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    pub confinement: Option<&'a Confinement>,
+}
+
+/// Starts a program in a session of its own. Every descriptor of ours must be close-on-exec.
+pub fn spawn(spawn: &Spawn) -> Result<Pid, Errno> {
+    let args = pointers(spawn.args);
+    let env = pointers(spawn.env);
+    // SAFETY: the agent has one thread, so the child may do anything a fork may; it ends in execve or _exit.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        0 => {
+            // SAFETY: the pointers end in null and outlive the call; the strings are NUL-terminated.
+            unsafe {
+                let failed = become_child(spawn);
+                if failed == 0 {
+                    libc::execve(spawn.program.as_ptr(), args.as_ptr(), env.as_ptr());
+                }
+                libc::_exit(127)
+            }
+        }
+        pid => Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(last_error),
+    }
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// In the child: everything between fork and exec. Returns 0, or the number of the step that failed.
+unsafe fn become_child(spawn: &Spawn) -> i32 {
+    // SAFETY: plain system calls on descriptors that are open and on memory that is ours.
+    unsafe {
+        if libc::setsid() < 0 {
+            return 1;
+        }
+        if let Some(cgroup) = spawn.cgroup {
+            if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
+                return 2;
+            }
+        }
+        // The agent is exempt from the out-of-memory killer; its children must not be.
+        let adjust = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if adjust >= 0 {
+            libc::write(adjust, c"0".as_ptr().cast(), 1);
+            libc::close(adjust);
+        }
+        for (from, to) in [(spawn.stdin, 0), (spawn.stdout, 1), (spawn.stderr, 2)] {
+            if libc::dup2(from.as_raw_fd(), to) < 0 {
+                return 3;
+            }
+        }
+        if let Some(control) = spawn.control {
+            if libc::dup2(control.as_raw_fd(), CONTROL_FD) < 0 {
+                return 4;
+            }
+        }
+        libc::umask(0o022);
+        if let Some(confinement) = spawn.confinement {
+            let failed = confine(confinement, spawn);
+            if failed != 0 {
+                return failed;
+            }
+        } else if libc::chdir(spawn.directory.as_ptr()) < 0 {
+            return 5;
+        }
+        0
+    }
+}
+
+unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
+    // SAFETY: as in become_child.
+    unsafe {
+        for (resource, soft, hard) in &confinement.limits {
+            let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
+            if libc::syscall(libc::SYS_prlimit64, 0, *resource, &limit, ptr::null::<libc::rlimit>()) < 0 {
+                return 6;
+            }
+        }
+        // Dropped from the bounding set one by one, up to the last one this kernel knows.
+        for capability in 0..64 {
+            if libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) < 0 {
+                break;
+            }
+        }
+        if libc::setgroups(0, ptr::null()) < 0
+            || libc::setresgid(confinement.gid, confinement.gid, confinement.gid) < 0
+            || libc::setresuid(confinement.uid, confinement.uid, confinement.uid) < 0
+        {
+            return 7;
+        }
+        if libc::chdir(spawn.directory.as_ptr()) < 0 {
+            return 5;
+        }
+        // SIGCHLD is blocked in the agent, SIGPIPE ignored by the Rust runtime; both are inherited.
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {
+            return 8;
+        }
+        let program = libc::sock_fprog { len: confinement.filter.len() as u16, filter: confinement.filter.as_ptr().cast_mut() };
+        let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+        if libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) < 0 {
+            return 9;
+        }
+        0
+    }
+}
+
+/// A descriptor that becomes readable when a child ends; blocks SIGCHLD otherwise.
+pub fn child_signals() -> Result<OwnedFd, Errno> {
+    // SAFETY: the set is initialised by sigemptyset; signalfd returns a descriptor that nobody else owns.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Adds `entropy` to the kernel's generator, credited in full, and lets the generator reseed itself from it at once.
+pub fn reseed_kernel(entropy: &[u8; crate::limits::ENTROPY_BYTES]) -> Result<(), Errno> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_bits: i32,
+        bytes: i32,
+        data: [u8; crate::limits::ENTROPY_BYTES],
+    }
+    let info = PoolInfo { entropy_bits: entropy.len() as i32 * 8, bytes: entropy.len() as i32, data: *entropy };
+    let random = rustix::fs::open("/dev/urandom", rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    // SAFETY: `info` has the layout of struct rand_pool_info with its data, and outlives the calls.
+    unsafe {
+        check(libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &info))?;
+        check(libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _, 0))?;
+    }
+    Ok(())
+}
+
+pub fn swap_on(device: &CStr) -> Result<(), Errno> {
+    // SAFETY: the path is NUL-terminated.
+    check(unsafe { libc::swapon(device.as_ptr(), 0) }).map(drop)
+}
+
+/// Runs before every ordinary process; children start ordinary.
+pub fn take_precedence() -> Result<(), Errno> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters outlive the call.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters) }).map(drop)
+}
+
+/// Brings the loopback interface up.
+pub fn loopback_up() -> Result<(), Errno> {
+    // SAFETY: `ifreq` is plain data; the kernel reads and writes only within it. The descriptor is ours.
+    unsafe {
+        let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &mut request))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request))?;
+    }
+    Ok(())
+}
+
+/// Ends the machine. QEMU runs with `-no-reboot`, so a restart ends it; microvm has no way to be switched off.
+pub fn power_off() -> ! {
+    // SAFETY: no memory is passed.
+    unsafe {
+        libc::reboot(libc::RB_AUTOBOOT);
+        // Not reached as PID 1. Elsewhere (tests) the process ends.
+        libc::_exit(1)
+    }
+}
+
+/// Reads once, at most `most` bytes, onto the end of `buffer`.
+pub fn read_append(fd: impl std::os::fd::AsFd, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Errno> {
+    let length = buffer.len();
+    buffer.reserve(most);
+    let (read, _) = rustix::io::read(fd, &mut buffer.spare_capacity_mut()[..most])?;
+    let bytes = read.len();
+    // SAFETY: the read initialised `bytes` bytes behind the old length, within the capacity.
+    unsafe { buffer.set_len(length + bytes) };
+    Ok(bytes)
+}
+
+fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
+    match result {
+        -1 => Err(last_error()),
+        value => Ok(value),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
