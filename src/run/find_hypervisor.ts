@@ -39,14 +39,16 @@ export async function findCanaryHost({ config, platform, assets, ownerToken, log
   const [qemu, confinement] = await Promise.all([
     findQemu({
       explicit: config.qemuPath,
-      own: assets.qemu(platform),
+      own: ownQemu(assets, platform),
       arch: platform.arch,
       searchPath: process.env["PATH"] ?? "",
     }),
     probeConfinement(assets, platform, config),
   ]);
-  if (confinement.jail === null) log.warning("QEMU runs without sbx-jail: fewer layers of confinement", { reason: confinement.layers[0]?.reason });
-  return { platform, files: assets.machine, qemu, confinement, ownerToken, log };
+  if (confinement.jail === null) {
+    log.warning("QEMU runs without sbx-jail: fewer layers of confinement", { reason: confinement.layers[0]?.reason });
+  }
+  return { platform, files: assets, qemu, confinement, ownerToken, log };
 }
 
 /** What may be tried on this host. */
@@ -73,6 +75,12 @@ export async function probeConfinement(assets: Assets, platform: Platform, confi
     .then(() => writeFileAtomic(file, stdout, 0o600))
     .catch((error) => messageOf(error)); // An unwritable cache: asked again by the next process.
   return layers;
+}
+
+/** Our own QEMU runs on Linux hosts of the images' architecture. */
+function ownQemu(assets: Assets, platform: Platform): { path: string; version: string } | undefined {
+  if (platform.os !== "linux" || !assets.qemu) return undefined;
+  return { path: assets.qemu.path, version: assets.qemu.versions["qemu"] ?? assets.qemu.sha256 };
 }
 
 function probeDirectory(config: ResolvedConfig): string {

@@ -65,8 +65,8 @@ async function runFrom(
       exitCode: execution.reply.exitCode,
       timedOut: execution.reply.timedOut,
       executionTimeMs: wholeMs(execution.reply.executionUs / 1000),
-      externalCpuTimeMs: usage.cpuTimeMs,
-      externalMemoryPeakMb: usage.memoryPeakMb,
+      externalCpuTimeMs: usage.cpuTimeMs === null ? null : wholeMs(usage.cpuTimeMs),
+      externalMemoryPeakMb: usage.memoryPeakMiB === null ? null : Math.ceil(usage.memoryPeakMiB),
       timing: {
         setupMs: wholeMs(launchedAt - context.calledAt),
         bootMs: wholeMs(bootMs),

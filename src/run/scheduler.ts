@@ -57,12 +57,6 @@ export class Scheduler implements AsyncDisposable {
     return new Scheduler(resolved, supply, log);
   }
 
-  /** Resolves when everything that is prepared in the background is ready. */
-  async ready(): Promise<void> {
-    this.#closing.signal.throwIfAborted();
-    await this.#supply.ready();
-  }
-
   /**
    * Runs code in a VM of its own, which is destroyed afterwards. A non-zero exit, a signal or a time-out of the program is a result, unless
    * `check` is set. Rejects with the signal's reason when aborted; the VM is killed then.
@@ -84,7 +78,7 @@ export class Scheduler implements AsyncDisposable {
   prepare(language: Language, options: { readonly memoryMb?: number; readonly signal?: AbortSignal } = {}): Promise<void> {
     return this.#track(async () => {
       const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
-      await this.#supply.template(checkLanguage(language), checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), { signal });
+      await this.#supply.template(checkLanguage(language), checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), signal);
     });
   }
 

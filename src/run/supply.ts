@@ -6,7 +6,7 @@ import type { Logger } from "../base/log.ts";
 import { Scope } from "../base/scope.ts";
 import type { ResolvedConfig } from "../config/config.ts";
 import { type Platform, readPlatform } from "../host/platform.ts";
-import type { Assets } from "../images/assets.ts";
+import { type Assets, defaultImagesDirectory, openAssets } from "../images/assets.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
 import { launch } from "../vm/launch.ts";
@@ -43,11 +43,17 @@ export class Supply implements AsyncDisposable {
   readonly #owned = new Scope();
   #hypervisor: Promise<Hypervisor> | undefined;
 
-  /** Takes what it is given; nothing is started before the first VM. */
-  constructor(config: ResolvedConfig, assets: Assets, hooks: SupplyHooks) {
-    this.platform = readPlatform();
+  /** Reads which images there are; nothing is started before the first VM. Throws `AssetError`. */
+  static async open(config: ResolvedConfig, hooks: SupplyHooks): Promise<Supply> {
+    const platform = readPlatform();
+    const directory = config.imagesDir ?? defaultImagesDirectory(config.cacheDir, platform.arch);
+    return new Supply(config, { platform, assets: await openAssets(directory, { arch: platform.arch }) }, hooks);
+  }
+
+  private constructor(config: ResolvedConfig, found: { platform: Platform; assets: Assets }, hooks: SupplyHooks) {
+    this.platform = found.platform;
+    this.#assets = found.assets;
     this.#config = config;
-    this.#assets = assets;
     this.#hooks = hooks;
     this.#templates = new TemplateStore(config.snapshotCacheDir);
   }

@@ -48,7 +48,11 @@ export async function chooseCandidate(
 }
 
 /** Boots one canary. Resolves with the milliseconds it took; rejects with the reason why it did not answer in time. */
-export async function bootCanary(host: CanaryHost, candidate: Candidate, options: { language: string; timeoutMs: number }): Promise<number> {
+export async function bootCanary(
+  host: CanaryHost,
+  candidate: Candidate,
+  options: { language: string; timeoutMs: number },
+): Promise<number> {
   await using vm = await launch({ ...host, candidate }, {
     language: options.language,
     memoryMiB: CANARY_MEMORY_MIB,

@@ -6,7 +6,7 @@ import type { Scope } from "../base/scope.ts";
 import type { GuestChannel } from "../channel/guest.ts";
 import { type Child, describeExit } from "../host/process.ts";
 import { type Qmp, QmpError } from "../qemu/qmp.ts";
-import { readUsage, type Usage } from "../qemu/usage.ts";
+import { type QemuUsage, readUsage } from "../qemu/usage.ts";
 import type { Console } from "./console.ts";
 import type { LaunchRequest } from "./hypervisor.ts";
 
@@ -60,7 +60,7 @@ export class Vm implements AsyncDisposable {
   }
 
   /** CPU time and peak memory of QEMU so far. */
-  usage(): Promise<Usage> {
+  usage(): QemuUsage {
     return readUsage(this.child.pid);
   }
 

@@ -1,0 +1,49 @@
+/** Benchmarks: measures every case, prints medians, 95th percentiles and ratios to the floor, and says what falls short of its budget. */
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import type { Language } from "../../src/mod.ts";
+import { coldBoot, commandLineRun, executeNothing, floor, idleMemory, openBench, runFromTemplate, schedulerOpen, version } from "./cases.ts";
+import { median, type Measurement, quantile } from "./measure.ts";
+
+const LANGUAGES: readonly Language[] = ["python", "javascript", "raw"];
+
+/** Per name: the most that the median may be, in its unit or as a ratio to the floor or to another case's median. */
+interface Budget {
+  readonly maxRatio?: number;
+  readonly max?: number;
+  readonly ratioTo?: string;
+}
+const budgets: Record<string, Budget> = JSON.parse(readFileSync(new URL("budgets.json", import.meta.url), "utf8"));
+
+const bench = await openBench();
+const found: Measurement[] = [];
+const add = (...measurements: Measurement[]) => {
+  for (const measurement of measurements) {
+    found.push(measurement);
+    process.stderr.write(`${measurement.name}: ${median(measurement.samples).toFixed(1)} ${measurement.unit}\n`);
+  }
+};
+const repetitions = Number(process.argv[2] ?? 20);
+add(await floor(bench, 2 * repetitions), await schedulerOpen(repetitions));
+for (const language of LANGUAGES) {
+  add(await runFromTemplate(language, repetitions), await executeNothing(bench, language, 5 * repetitions), await idleMemory(bench, language, 3));
+  add(await coldBoot(bench, language, Math.ceil(repetitions / 4)));
+}
+add(...await version(repetitions), ...await commandLineRun(repetitions));
+// A second look at the floor: the machine is shared, and a floor that moved says how far the ratios can be trusted.
+add({ ...await floor(bench, 2 * repetitions), name: "F again, at the end" });
+
+const floorMs = median(found[0]?.samples ?? []);
+const rows = found.map(({ name, unit, samples }) => {
+  const middle = median(samples), budget = budgets[name];
+  const base = budget?.ratioTo === undefined ? floorMs : median(found.find((other) => other.name === budget.ratioTo)?.samples ?? []);
+  const ratio = unit === "ms" ? middle / base : undefined;
+  const isOver = (budget?.maxRatio !== undefined && ratio !== undefined && ratio > budget.maxRatio) || (budget?.max !== undefined && middle > budget.max);
+  const wanted = budget?.maxRatio !== undefined ? `≤ ${budget.maxRatio} ×` : budget?.max !== undefined ? `≤ ${budget.max} ${unit}` : "";
+  return { name, median: `${middle.toFixed(1)} ${unit}`, p95: quantile(samples, 0.95).toFixed(1), ratio: ratio?.toFixed(2) ?? "", wanted, isOver };
+});
+process.stdout.write("| case | median | p95 | ratio | budget | |\n|---|---|---|---|---|---|\n");
+for (const { name, median: middle, p95, ratio, wanted, isOver } of rows) {
+  process.stdout.write(`| ${name} | ${middle} | ${p95} | ${ratio} | ${wanted} | ${wanted === "" ? "" : isOver ? "over" : "met"} |\n`);
+}
+process.exitCode = rows.some(({ isOver }) => isOver) ? 1 : 0;
