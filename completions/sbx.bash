@@ -11,10 +11,15 @@ _sbx() {
     fi
     command=run words= options= values= files=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="run doctor completions"
+        words="run prefetch images doctor completions"
     else
         case "${COMP_WORDS[1]}" in
-        run|doctor|completions) command=${COMP_WORDS[1]} ;;
+        run|prefetch|images|doctor|completions) command=${COMP_WORDS[1]} ;;
+        esac
+    fi
+    if [ "$COMP_CWORD" -gt 2 ]; then
+        case "$command ${COMP_WORDS[2]}" in
+        "images list"|"images verify"|"images remove") command="$command ${COMP_WORDS[2]}" ;;
         esac
     fi
     case "$command" in
@@ -30,12 +35,31 @@ _sbx() {
         -j|--jobs) values=- ;;
         esac
         ;;
+    "prefetch")
+        options="--arch -q --quiet -h --help -V --version"
+        case "$prev" in
+        --arch) values="x86_64 aarch64" ;;
+        esac
+        ;;
+    "images")
+        options="-h --help -V --version"
+        words="$words list verify remove"
+        ;;
     "doctor")
         options="--json -h --help -V --version"
         ;;
     "completions")
         options="-h --help -V --version"
         words="$words bash zsh fish"
+        ;;
+    "images list")
+        options="--json -h --help -V --version"
+        ;;
+    "images verify")
+        options="--json -q --quiet -h --help -V --version"
+        ;;
+    "images remove")
+        options="-h --help -V --version"
         ;;
     esac
     COMPREPLY=()

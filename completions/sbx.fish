@@ -5,9 +5,9 @@ function __sbx_command
     set -l words (commandline -opc)
     set -e words[1]
     switch "$words[1]"
-        case run doctor completions
+        case run prefetch images doctor completions
             switch "$words[1] $words[2]"
-                case ''
+                case 'images list' 'images verify' 'images remove'
                     echo "$words[1] $words[2]"
                 case '*'
                     echo $words[1]
@@ -39,6 +39,24 @@ complete -c sbx -n '__sbx_is run' -s j -l jobs -x -d 'how many sources run at on
 complete -c sbx -n '__sbx_is run' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is run' -s V -l version -d 'show the version'
 complete -c sbx -n '__sbx_is run' -F
+complete -c sbx -n __sbx_is_first -a prefetch -d 'verify the images and make the start templates ahead, so that the first run is as fast as the next'
+complete -c sbx -n '__sbx_is prefetch' -l arch -x -a 'x86_64 aarch64' -d 'images of x86_64 or aarch64; default: this host\'s own'
+complete -c sbx -n '__sbx_is prefetch' -s q -l quiet -d 'show no progress'
+complete -c sbx -n '__sbx_is prefetch' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is prefetch' -s V -l version -d 'show the version'
+complete -c sbx -n __sbx_is_first -a images -d 'list, verify or remove the kernel, root file systems and programs that machines are made of'
+complete -c sbx -n '__sbx_is images' -a list -d 'list the images with size, hash and the versions inside'
+complete -c sbx -n '__sbx_is images list' -l json -d 'print a machine-readable list'
+complete -c sbx -n '__sbx_is images list' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is images list' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is images' -a verify -d 'compare every byte of the images with their manifest'
+complete -c sbx -n '__sbx_is images verify' -l json -d 'print a machine-readable result'
+complete -c sbx -n '__sbx_is images verify' -s q -l quiet -d 'show no progress'
+complete -c sbx -n '__sbx_is images verify' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is images verify' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is images' -a remove -d 'remove the images'
+complete -c sbx -n '__sbx_is images remove' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is images remove' -s V -l version -d 'show the version'
 complete -c sbx -n __sbx_is_first -a doctor -d 'check accelerator, QEMU, images, confinement, cgroups and network; say what mends what is missing'
 complete -c sbx -n '__sbx_is doctor' -l json -d 'print machine-readable findings'
 complete -c sbx -n '__sbx_is doctor' -s h -l help -d 'show this help'

@@ -76,13 +76,12 @@ function cyclesIn(graph: ReadonlyMap<string, readonly string[]>): string[] {
   return found;
 }
 
-/** Lines of every function and method longer than allowed. The formatter sees to it that a body ends at the indentation it began at. */
+/** Functions and methods that are too long. The formatter sees to it that a body ends at the indentation it began at. */
 function longFunctions(file: SourceFile): string[] {
   return file.lines.flatMap((line, start) => {
-    const opening = /^(\s*)(?:export |default |static |async |override |get |set |private )*(?:function\b.*|[\w#$[\].]+(?:<[^(]*>)?\(.*)\{$/
-      .exec(line);
-    if (opening === null || /^\s*(?:if|for|while|switch|catch|with)\b/.test(line)) return [];
-    const end = file.lines.indexOf(`${opening[1]}}`, start + 1);
+    const indentation = /^(\s*).*(?:\(.*\)(?:: .+)?|=>) \{$/.exec(line)?.[1];
+    if (indentation === undefined || /^\s*(?:\} else )?(?:if|for|while|switch|catch)\b/.test(line)) return [];
+    const end = file.lines.findIndex((candidate, at) => at > start && candidate.startsWith(`${indentation}}`));
     const length = end - start + 1;
     return length > FUNCTION_MAX_LINES ? [`${file.name}:${start + 1} has ${length} lines`] : [];
   });

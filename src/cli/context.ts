@@ -1,6 +1,9 @@
 /** Context: everything a command may touch of the world, so that commands run in tests without a process or a VM. */
+import type { Arch } from "../host/platform.ts";
+import type { Assets } from "../images/assets.ts";
+import type { VerifiedFile } from "../images/verify.ts";
 import type { Scheduler } from "../run/scheduler.ts";
-import type { Check } from "./doctor_report.ts";
+import type { DoctorChecks } from "./doctor_report.ts";
 import type { InputStream, Output } from "./output.ts";
 
 /** A step of long work, such as the baking of a template. */
@@ -30,6 +33,16 @@ export interface OpenOptions {
 /** What commands need of a scheduler. */
 export type CliScheduler = Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose>;
 
+/** What commands need of one images directory. Everything rejects with `AssetError` where files are missing or damaged. */
+export interface CliImages {
+  readonly directory: string;
+  open(): Promise<Assets>;
+  /** Compares every byte with the manifest. */
+  verify(options: { readonly onProgress: OnProgress; readonly signal: AbortSignal }): Promise<readonly VerifiedFile[]>;
+  /** Removes the files; returns the bytes freed. */
+  remove(): Promise<number>;
+}
+
 /** What a command may touch. */
 export interface CliContext {
   readonly stdin: InputStream;
@@ -39,6 +52,8 @@ export interface CliContext {
   /** Aborts with an `InterruptedError` when the user or the system ends the program. */
   readonly signal: AbortSignal;
   openScheduler(options: OpenOptions): Promise<CliScheduler>;
-  /** The checks of `sbx doctor`, in the order they are shown. */
-  doctorChecks(): Promise<readonly Check[]>;
+  /** The images of `arch`, default this host's own. */
+  openImages(arch?: Arch): Promise<CliImages>;
+  /** The checks of `sbx doctor`; the caller disposes them. */
+  doctorChecks(): Promise<DoctorChecks>;
 }

@@ -17,7 +17,8 @@ export const doctor: Command = {
 async function execute(context: CliContext, input: Input): Promise<number> {
   const { stdout, stderr, signal } = context;
   const isJson = input.has("json");
-  const checks = await context.doctorChecks();
+  await using host = await context.doctorChecks();
+  const { checks } = host;
   const nameWidth = Math.max(...checks.map((check) => check.name.length));
   const findings = await runChecks(checks, signal, (finding) => {
     if (!isJson) writeFinding(stdout, finding, nameWidth);

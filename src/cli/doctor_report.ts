@@ -1,5 +1,5 @@
 /** Doctor's report: checks, how they are run, and how people and programs read what they found. */
-import { Deadline } from "../base/async.ts";
+import { abortable, Deadline } from "../base/async.ts";
 import { messageOf, SandboxError } from "../base/errors.ts";
 import type { Output } from "./output.ts";
 import { oneLine } from "./failure.ts";
@@ -25,6 +25,12 @@ export interface Check {
   run(signal: AbortSignal): Promise<CheckResult>;
 }
 
+/** Checks that share findings, and with them processes; disposing ends those. */
+export interface DoctorChecks extends AsyncDisposable {
+  /** In the order of the report. */
+  readonly checks: readonly Check[];
+}
+
 /** A check with what it found. */
 export interface Finding extends CheckResult {
   readonly name: string;
@@ -46,7 +52,8 @@ export async function runChecks(checks: readonly Check[], signal: AbortSignal, o
 async function runCheck({ name, isRequired, run }: Check, signal: AbortSignal): Promise<Finding> {
   using deadline = new Deadline(CHECK_TIMEOUT_MS, () => new Error(`no answer within ${CHECK_TIMEOUT_MS / 1000} s`));
   try {
-    return { name, isRequired, ...await run(AbortSignal.any([signal, deadline.signal])) };
+    const ending = AbortSignal.any([signal, deadline.signal]);
+    return { name, isRequired, ...await abortable(run(ending), ending) };
   } catch (error) {
     const hint = SandboxError.is(error) ? error.hint : undefined;
     return { name, isRequired, status: "missing", detail: messageOf(error), ...(hint === undefined ? {} : { hint }) };

@@ -73,7 +73,8 @@ export function start(args: readonly string[], options: StartOptions = {}): Star
   return {
     pid: child.pid ?? -1,
     ended,
-    kill: (signal) => void child.kill(signal),
+    // Not child.kill(): Deno then reports the signal as the end, whatever the process made of it.
+    kill: (signal) => void process.kill(child.pid ?? -1, signal),
     closeStdout: () => void child.stdout.destroy(),
     says: (text) =>
       new Promise((resolve, reject) => {

@@ -1,6 +1,6 @@
 /** A context without a process: what commands write is collected, what they run is up to the test. */
 import { Buffer } from "node:buffer";
-import type { CliContext, CliScheduler, OpenOptions } from "../../../src/cli/context.ts";
+import type { CliContext, CliImages, CliScheduler, OpenOptions } from "../../../src/cli/context.ts";
 import type { Check } from "../../../src/cli/doctor_report.ts";
 import type { Output } from "../../../src/cli/output.ts";
 import { runProgram } from "../../../src/cli/program.ts";
@@ -58,6 +58,7 @@ export interface World {
   readonly run?: (request: RunRequest, options: OpenOptions) => Promise<ExecutionResult>;
   readonly open?: (options: OpenOptions) => Promise<CliScheduler>;
   readonly checks?: readonly Check[];
+  readonly images?: (arch: string | undefined) => CliImages;
 }
 
 /** What a run of the program left. */
@@ -101,7 +102,8 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
       opened += 1;
       return await world.open?.(options) ?? schedulerFor(options);
     },
-    doctorChecks: () => Promise.resolve(world.checks ?? []),
+    doctorChecks: () => Promise.resolve({ checks: world.checks ?? [], [Symbol.asyncDispose]: () => Promise.resolve() }),
+    openImages: (arch) => world.images ? Promise.resolve(world.images(arch)) : Promise.reject(new Error("this test has no images")),
   };
   const code = await runProgram(args, context);
   return { code, stdout: stdout.text, stderr: stderr.text, requests, opened, closed };

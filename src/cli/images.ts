@@ -1,0 +1,91 @@
+/** `sbx images`: what machines are made of. */
+import type { Command, Input } from "./command.ts";
+import type { CliContext } from "./context.ts";
+import { EXIT } from "./failure.ts";
+import { Progress } from "./progress.ts";
+import { writeJson } from "./result_json.ts";
+
+const HASH_SHOWN_DIGITS = 12;
+
+const list: Command = {
+  name: "list",
+  summary: "list the images with size, hash and the versions inside",
+  options: [{ long: "json", help: "print a machine-readable list" }],
+  run: listImages,
+};
+
+const verify: Command = {
+  name: "verify",
+  summary: "compare every byte of the images with their manifest",
+  options: [
+    { long: "json", help: "print a machine-readable result" },
+    { long: "quiet", short: "q", help: "show no progress" },
+  ],
+  run: verifyImages,
+};
+
+const remove: Command = {
+  name: "remove",
+  summary: "remove the images",
+  run: removeImages,
+};
+
+/** The command. */
+export const images: Command = {
+  name: "images",
+  summary: "list, verify or remove the kernel, root file systems and programs that machines are made of",
+  commands: [list, verify, remove],
+};
+
+async function listImages(context: CliContext, input: Input): Promise<number> {
+  const { directory, version, arch, files } = await (await context.openImages()).open();
+  if (input.has("json")) {
+    const shown = files.map(({ name, kind, size, sha256, language, versions }) => ({
+      name,
+      kind,
+      size,
+      sha256,
+      ...(language === undefined ? {} : { language }),
+      versions,
+    }));
+    writeJson(context.stdout, { directory, version, arch, files: shown });
+    return EXIT.ok;
+  }
+  const rows = files.map((file) => [
+    file.name,
+    megabytes(file.size),
+    file.sha256.slice(0, HASH_SHOWN_DIGITS),
+    Object.entries(file.versions).map(([name, text]) => `${name} ${text}`).join(", "),
+  ]);
+  context.stdout.write(`sbx images ${version} for ${arch} in ${directory}\n${table(rows)}`);
+  return EXIT.ok;
+}
+
+async function verifyImages(context: CliContext, input: Input): Promise<number> {
+  const installed = await context.openImages();
+  using progress = new Progress(context.stderr, { isQuiet: input.has("quiet") });
+  const files = await installed.verify({ onProgress: progress.update, signal: context.signal });
+  if (input.has("json")) writeJson(context.stdout, { ok: true, directory: installed.directory, files });
+  else context.stdout.write(table(files.map((file) => ["ok", file.name, megabytes(file.size), file.sha256])));
+  return EXIT.ok;
+}
+
+async function removeImages(context: CliContext): Promise<number> {
+  const installed = await context.openImages();
+  const bytes = await installed.remove();
+  context.stderr.write(
+    bytes === 0 ? `There were no images in ${installed.directory}.\n` : `Removed ${installed.directory}: ${megabytes(bytes)}.\n`,
+  );
+  return EXIT.ok;
+}
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/** Rows with their columns aligned, sizes to the right. */
+function table(rows: ReadonlyArray<readonly string[]>): string {
+  const widths = rows.reduce<number[]>((most, row) => row.map((cell, at) => Math.max(most[at] ?? 0, cell.length)), []);
+  const align = (cell: string, width: number) => / MB$/.test(cell) ? cell.padStart(width) : cell.padEnd(width);
+  return rows.map((row) => `${row.map((cell, at) => align(cell, widths[at] ?? 0)).join("  ").trimEnd()}\n`).join("");
+}
