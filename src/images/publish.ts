@@ -63,7 +63,9 @@ async function mendSet(target: string, manifest: Manifest, text: string, sources
     await linkOrCopy(source, temporary, modeOf(entry));
     await fs.rename(temporary, place);
   }
-  if (await fs.readFile(path.join(target, MANIFEST_NAME), "utf8") !== text) await writeFileAtomic(path.join(target, MANIFEST_NAME), text, 0o444);
+  if (await fs.readFile(path.join(target, MANIFEST_NAME), "utf8") !== text) {
+    await writeFileAtomic(path.join(target, MANIFEST_NAME), text, 0o444);
+  }
 }
 
 function sourceOf(sources: ReadonlyMap<string, string>, file: string): string {
