@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 /// What limits a VM; without `memory` a group is not worth making.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
+const UNIFIED: &str = "boot with systemd.unified_cgroup_hierarchy=1";
+
 /// A directory in which groups with these controllers can be made and entered.
 #[derive(Debug)]
 pub struct Delegation {
@@ -26,16 +28,19 @@ pub fn find(given: Option<&Path>) -> Result<Delegation, Absence> {
         return examine(directory).map_err(|reason| Absence { reason, hint: None });
     }
     let Some(mount) = mount_point() else {
-        let hint = Some("boot with systemd.unified_cgroup_hierarchy=1".into());
-        return Err(Absence { reason: "this host has no cgroup v2 hierarchy".into(), hint });
+        return Err(Absence { reason: "this host has no cgroup v2 hierarchy".into(), hint: Some(UNIFIED.into()) });
     };
-    let own = own_group(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default());
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    if groups.lines().any(|line| line.split(':').nth(1) == Some("memory")) {
+        return Err(Absence { reason: "this host manages memory by cgroup v1".into(), hint: Some(UNIFIED.into()) });
+    }
+    let own = own_group(&groups);
     let own = mount.join(own.unwrap_or_default());
     let mut reasons = Vec::new();
     for directory in own.ancestors().take_while(|directory| directory.starts_with(&mount)) {
         match examine(directory) {
             Ok(delegation) => return Ok(delegation),
-            Err(reason) => reasons.push(reason),
+            Err(reason) => reasons.push(reason), // The group above may allow it: that of a user's manager, say.
         }
     }
     let hint = (sys::effective_uid() != 0).then(|| "systemd-run --user --scope -p Delegate=yes sbx …".into());

@@ -31,6 +31,8 @@ pub fn confine(plan: &Plan) -> Result<(), Failure> {
     }
     let user = if layers.has(Layer::OwnUid) { plan.user } else { None };
     if layers.has(Layer::MountNamespace) {
+        // Its own user must be able to walk through the directories made for it, whatever the caller's mask.
+        sys::set_umask(0o022);
         files::enter_empty_root(plan, user)?;
     }
     if layers.has(Layer::Rlimits) {
@@ -131,14 +133,22 @@ fn drop_privileges(plan: &Plan, user: Option<User>) -> Result<(), Failure> {
 }
 
 fn empty_bounding_set() -> io::Result<()> {
+    let mut was_empty = true;
     for capability in 0.. {
         match sys::is_in_bounding_set(capability) {
-            Ok(true) => sys::drop_from_bounding_set(capability)?,
+            Ok(true) => {
+                was_empty = false;
+                sys::drop_from_bounding_set(capability)?;
+            }
             Ok(false) => {}
             Err(_) => break, // Past the last capability of this kernel.
         }
     }
-    sys::lock_no_root()
+    match sys::lock_no_root() {
+        // Somebody emptied the set before us, and took the right to set this too: uid 0 gives nothing any more.
+        Err(error) if was_empty && error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        other => other,
+    }
 }
 
 /// Says which file the own user cannot use; PROGRAM's own message would come later and be less clear.

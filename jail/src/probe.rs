@@ -21,15 +21,30 @@ struct Finding {
     failure: Option<(String, Option<String>)>, // reason, command that mends it
 }
 
+/// Whose right it is to make the namespaces.
+#[derive(Clone, Copy, PartialEq)]
+enum Maker {
+    /// Root makes them itself, and can run QEMU as another user in them.
+    Root,
+    /// They come with a user namespace: for an ordinary user, and for root in a container that lets it do little.
+    UserNamespace,
+    Nobody,
+}
+
 /// One line of JSON.
 pub fn probe(cgroup_parent: Option<&Path>) -> String {
     let is_root = sys::effective_uid() == 0;
-    let needs_user_namespace =
-        !is_root || (attempt_layers(&[Layer::MountNamespace]).is_err() && attempt_namespaces_of_user().is_ok());
+    let maker = if is_root && attempt_layers(&[Layer::UtsNamespace]).is_ok() {
+        Maker::Root
+    } else if attempt_layers(&[Layer::UserNamespace]).is_ok() {
+        Maker::UserNamespace
+    } else {
+        Maker::Nobody
+    };
     let mut findings: Vec<Finding> = Layer::ALL
         .into_iter()
         .filter(|&layer| layer != Layer::Cgroup)
-        .map(|layer| Finding { layer, failure: try_layer(layer, is_root, needs_user_namespace) })
+        .map(|layer| Finding { layer, failure: try_layer(layer, is_root, maker) })
         .collect();
     settle(&mut findings);
     let delegation = cgroup::find(cgroup_parent);
@@ -38,20 +53,16 @@ pub fn probe(cgroup_parent: Option<&Path>) -> String {
     to_json(&findings, delegation.ok().as_ref())
 }
 
-fn attempt_namespaces_of_user() -> Result<(), String> {
-    attempt_layers(&[Layer::UserNamespace, Layer::MountNamespace])
-}
-
-fn try_layer(layer: Layer, is_root: bool, needs_user_namespace: bool) -> Option<(String, Option<String>)> {
+fn try_layer(layer: Layer, is_root: bool, maker: Maker) -> Option<(String, Option<String>)> {
     let result = match layer {
-        Layer::UserNamespace if !needs_user_namespace => {
+        Layer::UserNamespace if maker == Maker::Root => {
             Err("not needed: root makes the other namespaces itself".into())
         }
         Layer::OwnUid if !is_root => Err("only root can run QEMU as another user".into()),
-        Layer::OwnUid if needs_user_namespace => Err(
-            "the files of root's private directories are reachable by another user only in a mount namespace of root"
-                .into(),
-        ),
+        Layer::OwnUid if maker != Maker::Root => {
+            Err("root may not make namespaces here: another user could not reach the files in our private directories"
+                .into())
+        }
         Layer::Landlock => attempt(|| {
             confine(&plan(&[Layer::NoNewPrivs, Layer::Landlock])).map_err(|failure| failure.reason)?;
             refused(fs::read_dir("/").map(drop), "a directory outside could still be read")
@@ -61,19 +72,19 @@ fn try_layer(layer: Layer, is_root: bool, needs_user_namespace: bool) -> Option<
             refused(sys::try_socket(libc::AF_UNIX), "a socket could still be opened")
         }),
         Layer::PidNamespace => attempt(|| {
-            confine(&plan(&with_user(layer, needs_user_namespace))).map_err(|failure| failure.reason)?;
+            confine(&plan(&with_user(layer, maker))).map_err(|failure| failure.reason)?;
             first_process_of_namespace()
         }),
-        _ => attempt_layers(&with_user(layer, needs_user_namespace)),
+        _ => attempt_layers(&with_user(layer, maker)),
     };
     result.err().map(|reason| {
-        let hint = hint_for(layer, is_root);
+        let hint = hint_for(layer);
         (reason, hint)
     })
 }
 
 /// Namespaces, and a full set of capabilities to drop, come with the user namespace when not root.
-fn with_user(layer: Layer, needs_user_namespace: bool) -> Vec<Layer> {
+fn with_user(layer: Layer, maker: Maker) -> Vec<Layer> {
     match layer {
         Layer::MountNamespace
         | Layer::PidNamespace
@@ -82,7 +93,7 @@ fn with_user(layer: Layer, needs_user_namespace: bool) -> Vec<Layer> {
         | Layer::UtsNamespace
         | Layer::CgroupNamespace
         | Layer::Capabilities
-            if needs_user_namespace =>
+            if maker == Maker::UserNamespace =>
         {
             vec![Layer::UserNamespace, layer]
         }
@@ -149,6 +160,7 @@ fn attempt(work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
 /// All layers together, up to running a program: what works alone but not with the others is taken out.
 fn settle(findings: &mut [Finding]) {
     for _ in 0..Layer::ALL.len() {
+        keep_own_uid_reachable(findings);
         let active: Vec<Layer> =
             findings.iter().filter(|finding| finding.failure.is_none()).map(|finding| finding.layer).collect();
         let Err(text) =
@@ -160,6 +172,18 @@ fn settle(findings: &mut [Finding]) {
         let culprit = findings.iter_mut().find(|finding| finding.layer.name() == name && finding.failure.is_none());
         let Some(finding) = culprit else { return };
         finding.failure = Some((format!("together with the other layers: {reason}"), None));
+    }
+}
+
+/// Another user reaches the files of our private directories only where a mount namespace puts them into its own root.
+fn keep_own_uid_reachable(findings: &mut [Finding]) {
+    let is_active = |layer| findings.iter().any(|finding| finding.layer == layer && finding.failure.is_none());
+    if is_active(Layer::MountNamespace) || !is_active(Layer::OwnUid) {
+        return;
+    }
+    for finding in findings.iter_mut().filter(|finding| finding.layer == Layer::OwnUid) {
+        let reason = "without a mount namespace another user cannot reach the files in our private directories";
+        finding.failure = Some((reason.into(), None));
     }
 }
 
@@ -178,13 +202,20 @@ fn run_self(layers: &[Layer]) -> Result<(), Failure> {
 }
 
 /// The command that mends a missing layer, where there is one.
-fn hint_for(layer: Layer, is_root: bool) -> Option<String> {
+fn hint_for(layer: Layer) -> Option<String> {
     let setting = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_string()).unwrap_or_default();
     let hint = match layer {
         Layer::Landlock if sys::landlock_abi().is_err() => {
             "boot a kernel of at least 5.13 with `landlock` in its `lsm=` list"
         }
-        Layer::UserNamespace | Layer::MountNamespace | Layer::PidNamespace | Layer::NetworkNamespace if !is_root => {
+        Layer::UserNamespace
+        | Layer::MountNamespace
+        | Layer::PidNamespace
+        | Layer::NetworkNamespace
+        | Layer::IpcNamespace
+        | Layer::UtsNamespace
+        | Layer::CgroupNamespace
+        | Layer::Capabilities => {
             if setting("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
                 "sudo sysctl -w kernel.unprivileged_userns_clone=1"
             } else if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {

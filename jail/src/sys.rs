@@ -161,6 +161,12 @@ pub fn mount_flags(path: &CStr) -> Result<c_ulong> {
     Ok(facts.f_flag)
 }
 
+/// Permissions that new files do not get.
+pub fn set_umask(mask: libc::mode_t) {
+    // SAFETY: plain integer, cannot fail.
+    unsafe { libc::umask(mask) };
+}
+
 /// Makes the working directory the root of this mount namespace and detaches the old root.
 pub fn pivot_into_working_directory() -> Result<()> {
     // SAFETY: both strings are static. With the same directory twice the old root ends up stacked on the new one.

@@ -6,6 +6,8 @@ import process from "node:process";
 import test, { after, before, describe } from "node:test";
 import { Child, run } from "../../src/host/process.ts";
 import { isLayerActive, LAYER_NAMES } from "../../src/qemu/confine.ts";
+import { sweepCgroups, VmCgroup } from "../../src/qemu/cgroup.ts";
+import { qemuPid } from "../../src/qemu/usage.ts";
 import { isAtLeast, QEMU_MIN_VERSION } from "../../src/qemu/probe.ts";
 import { confinedPid, endsWithin, JailFixture, type Mode, skipReason, statusOf, TestQmp } from "../fixtures/jail.ts";
 
@@ -158,9 +160,7 @@ for (const mode of MODES) {
 
     test("a killed parent takes jail and program along", async () => {
       const argv = await fixture.argv(mode, { program: "/bin/sleep", args: ["60"] });
-      const at = argv.indexOf("--parent-pid") + 1;
-      const words = argv.map((word, index) => index === at ? '"$$"' : `'${word}'`).join(" ");
-      await using parent = await Child.spawn([SHELL, "-c", `${words} & wait`], { isTermFirst: false });
+      await using parent = await Child.spawn(inShell(argv), { isTermFirst: false });
       const jail = await confinedPid(parent.pid);
       const pid = await confinedPid(jail);
       process.kill(parent.pid, "SIGKILL");
@@ -193,9 +193,7 @@ for (const mode of MODES) {
     test("QEMU is gone within 1 s of its parent's death", async (t) => {
       if (!fixture.qemu) return t.skip("this host has no QEMU");
       const argv = await qemuArgv(mode, ["-M", "none"], false);
-      const at = argv.indexOf("--parent-pid") + 1;
-      const words = argv.map((word, index) => index === at ? '"$$"' : `'${word}'`).join(" ");
-      await using parent = await Child.spawn([SHELL, "-c", `${words} & wait`], { isTermFirst: false });
+      await using parent = await Child.spawn(inShell(argv), { isTermFirst: false });
       const pid = await confinedPid(await confinedPid(parent.pid));
       process.kill(parent.pid, "SIGKILL");
       assert.ok(await endsWithin(pid, 1_000));
@@ -215,32 +213,91 @@ for (const mode of MODES) {
   });
 }
 
-test("a cgroup is made, entered and left to the caller", { skip: skipReason("root") }, async (t) => {
+describe("where root may do nothing special, as in a bare container", { skip: skipReason("root") }, () => {
+  test("QEMU runs behind what is left, and the rest has reasons", async (t) => {
+    const confinement = await fixture.probe("bare");
+    const active = confinement.layers.filter((layer) => layer.active).map((layer) => layer.name);
+    for (const name of ["pdeathsig", "rlimits", "capabilities", "no_new_privs", "seccomp"] as const) assert.ok(active.includes(name), name);
+    for (const name of ["mount_namespace", "pid_namespace", "own_uid"] as const) assert.ok(!active.includes(name), name);
+    if (!fixture.qemu) return t.skip("this host has no QEMU");
+    await using child = await startQemu("bare", ["-M", "none"]);
+    const qmp = new TestQmp(child.pipes[0]!);
+    await qmp.connect();
+    assert.equal(qemuPid(child.pid), child.pid);
+    assert.deepEqual(await statusOf(child.pid, "CapBnd"), ["0000000000000000"]);
+    await qmp.execute("quit");
+    assert.deepEqual(await child.exited, { code: 0, signal: null });
+  });
+
+  test("the program ends with its parent", async () => {
+    const argv = await fixture.argv("bare", { program: "/bin/sleep", args: ["60"] });
+    await using parent = await Child.spawn(inShell(argv), { isTermFirst: false });
+    let pid: number | undefined;
+    while (pid === undefined) {
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      pid = qemuPid(parent.pid); // The shell's child.
+    }
+    process.kill(parent.pid, "SIGKILL");
+    assert.ok(await endsWithin(pid, 1_000));
+  });
+});
+
+test("a strict umask of the caller does not lock the own user out", { skip: skipReason("root") }, async () => {
+  const given = await fixture.file("root", "umask-given", "content");
+  const argv = await fixture.argv("root", { program: "/bin/cat", args: [given], files: [{ path: given, access: "ro" }] });
+  const output = await run([SHELL, "-c", 'umask 077; exec "$@"', "sh", ...argv]);
+  assert.equal(output.stdout, "content", output.stderr);
+});
+
+test("the own user can open KVM where the host has it", { skip: skipReason("root") }, async (t) => {
+  if (!await fs.access("/dev/kvm").then(() => true, () => false)) return t.skip("this host has no /dev/kvm");
+  const code = 'my $h; open($h, "+<", "/dev/kvm") or die $!; print ioctl($h, 0xAE00, 0)'; // KVM_GET_API_VERSION
+  const output = await run(await fixture.argv("root", { program: "/usr/bin/perl", args: ["-e", code], needsKvm: true }));
+  assert.equal(output.stdout, "12", output.stderr);
+  const without = await run(await fixture.argv("root", { program: "/usr/bin/perl", args: ["-e", code] }));
+  assert.match(without.stderr, /No such file|Permission denied/);
+});
+
+test("a cgroup is made, limited and entered by the jail, and removed by its owner", { skip: skipReason("root") }, async (t) => {
   const mounts = await fs.readFile("/proc/self/mountinfo", "utf8");
-  const mount = mounts.split("\n").find((line) => line.includes(" - cgroup2 "))?.split(" ")[4];
-  if (mount === undefined) return t.skip("this host has no cgroup v2 mount");
-  const group = path.join(mount, `sbx-test-${process.pid}`);
-  const made = await fs.mkdir(group).then(() => fs.rmdir(group)).then(() => true, () => false);
-  if (!made) return t.skip("this host's cgroup v2 mount is not writable");
-  const prefix = (await fixture.argv("root", { program: "/bin/sleep", args: ["60"] })).filter((word, at, all) =>
-    !(word === "cgroup" || (word === "--skip" && all[at + 1] === "cgroup"))
+  const parent = mounts.split("\n").find((line) => line.includes(" - cgroup2 "))?.split(" ")[4];
+  if (parent === undefined) return t.skip("this host has no cgroup v2 mount");
+  const scratch = path.join(parent, `sbx-probe-test-${process.pid}`);
+  if (!await fs.mkdir(scratch).then(() => fs.rmdir(scratch)).then(() => true, () => false)) {
+    return t.skip("this host's cgroup v2 mount is not writable");
+  }
+  const confinement = { ...await fixture.probe("root"), cgroup: { parent, controllers: [] } };
+  const group = VmCgroup.of(confinement, `test-${process.pid}`);
+  assert.ok(group);
+  const argv = (await fixture.argv("root", { program: "/bin/sleep", args: ["60"] })).join("\0").replace("\0--skip\0cgroup\0", "\0").split(
+    "\0",
   );
-  const options = ["--cgroup", group, "--cgroup-set", "cgroup.max.depth=0"];
-  try {
-    await using child = await Child.spawn([fixture.jail, ...options, ...prefix.slice(1)], { isTermFirst: false });
+  argv.splice(1, 0, "--cgroup", group.directory, "--cgroup-set", "cgroup.max.depth=0");
+  {
+    await using _group = group;
+    await using child = await Child.spawn(argv as [string, ...string[]], { isTermFirst: false });
     const pid = await confinedPid(child.pid);
     assert.match(await fs.readFile(`/proc/${pid}/cgroup`, "utf8"), new RegExp(`^0::.*/sbx-test-${process.pid}$`, "m"));
-    assert.equal(await fs.readFile(path.join(group, "cgroup.max.depth"), "utf8"), "0\n");
-    child.kill();
-    assert.ok(await endsWithin(pid, 1_000));
-    await child.exited;
-  } finally {
-    await fs.rmdir(group);
+    assert.equal(await fs.readFile(path.join(group.directory, "cgroup.max.depth"), "utf8"), "0\n");
+    await sweepCgroups(confinement);
+    await fs.access(group.directory); // In use: it stays.
   }
-  const failed = await run([fixture.jail, "--cgroup", "/no/such/cgroup", ...prefix.slice(1)]);
+  await assert.rejects(fs.access(group.directory), { code: "ENOENT" });
+  await fs.mkdir(group.directory);
+  await sweepCgroups(confinement);
+  await assert.rejects(fs.access(group.directory), { code: "ENOENT" });
+  argv[argv.indexOf("--cgroup") + 1] = "/no/such/cgroup";
+  const failed = await run(argv as [string, ...string[]]);
   assert.equal(failed.code, 125);
   assert.match(failed.stderr, /^sbx-jail: cgroup: cannot create \/no\/such\/cgroup/);
 });
+
+/** A shell that starts the jail as its child, is named as its parent, and waits. */
+function inShell(argv: readonly string[]): [string, ...string[]] {
+  const at = argv.indexOf("--parent-pid") + 1;
+  const words = argv.map((word, index) => index === at ? '"$$"' : `'${word}'`).join(" ");
+  return [SHELL, "-c", `${words} & wait`];
+}
 
 async function qemuArgv(mode: Mode, args: readonly string[], hasQmp: boolean, files: Parameters<JailFixture["argv"]>[1]["files"] = []) {
   const { path: program, isStatic, firmware } = fixture.qemu!;
