@@ -5,6 +5,7 @@ import { FileLock, sweepTemporaries } from "../host/files.ts";
 import { type Arch, readPlatform } from "../host/platform.ts";
 import { Apt, hostMirrors } from "./apt.ts";
 import {
+  type AssetFile,
   type AssetKind,
   defaultImagesDirectory,
   IMAGE_LANGUAGES,
