@@ -19,7 +19,7 @@ _sbx() {
     fi
     if [ "$COMP_CWORD" -gt 2 ]; then
         case "$command ${COMP_WORDS[2]}" in
-        "images list"|"images verify"|"images remove") command="$command ${COMP_WORDS[2]}" ;;
+        "images build"|"images list"|"images verify"|"images remove") command="$command ${COMP_WORDS[2]}" ;;
         esac
     fi
     case "$command" in
@@ -43,7 +43,7 @@ _sbx() {
         ;;
     "images")
         options="-h --help -V --version"
-        words="$words list verify remove"
+        words="$words build list verify remove"
         ;;
     "doctor")
         options="--json -h --help -V --version"
@@ -51,6 +51,13 @@ _sbx() {
     "completions")
         options="-h --help -V --version"
         words="$words bash zsh fish"
+        ;;
+    "images build")
+        options="-l --language --source --force -q --quiet -h --help -V --version"
+        case "$prev" in
+        -l|--language) values="python javascript raw py js ts sh bash" ;;
+        --source) files=1 words= ;;
+        esac
         ;;
     "images list")
         options="--json -h --help -V --version"

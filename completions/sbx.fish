@@ -7,7 +7,7 @@ function __sbx_command
     switch "$words[1]"
         case run prefetch images doctor completions
             switch "$words[1] $words[2]"
-                case 'images list' 'images verify' 'images remove'
+                case 'images build' 'images list' 'images verify' 'images remove'
                     echo "$words[1] $words[2]"
                 case '*'
                     echo $words[1]
@@ -44,7 +44,14 @@ complete -c sbx -n '__sbx_is prefetch' -l arch -x -a 'x86_64 aarch64' -d 'images
 complete -c sbx -n '__sbx_is prefetch' -s q -l quiet -d 'show no progress'
 complete -c sbx -n '__sbx_is prefetch' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is prefetch' -s V -l version -d 'show the version'
-complete -c sbx -n __sbx_is_first -a images -d 'list, verify or remove the kernel, root file systems and programs that machines are made of'
+complete -c sbx -n __sbx_is_first -a images -d 'build, list, verify or remove the kernel, root file systems and programs that machines are made of'
+complete -c sbx -n '__sbx_is images' -a build -d 'build the images from source, and the start templates on top'
+complete -c sbx -n '__sbx_is images build' -s l -l language -x -a 'python javascript raw py js ts sh bash' -d 'build the image of this language alone, repeatable; default: all'
+complete -c sbx -n '__sbx_is images build' -l source -r -F -d 'a checkout of sbx; default: the sources that this program carries'
+complete -c sbx -n '__sbx_is images build' -l force -d 'build everything anew, with the newest packages'
+complete -c sbx -n '__sbx_is images build' -s q -l quiet -d 'show no progress'
+complete -c sbx -n '__sbx_is images build' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is images build' -s V -l version -d 'show the version'
 complete -c sbx -n '__sbx_is images' -a list -d 'list the images with size, hash and the versions inside'
 complete -c sbx -n '__sbx_is images list' -l json -d 'print a machine-readable list'
 complete -c sbx -n '__sbx_is images list' -s h -l help -d 'show this help'

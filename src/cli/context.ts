@@ -1,6 +1,7 @@
 /** Context: everything a command may touch of the world, so that commands run in tests without a process or a VM. */
 import type { Arch } from "../host/platform.ts";
 import type { Assets } from "../images/assets.ts";
+import type { BuildOptions, BuildResult } from "../images/build.ts";
 import type { VerifiedFile } from "../images/verify.ts";
 import type { Scheduler } from "../run/scheduler.ts";
 import type { DoctorChecks } from "./doctor_report.ts";
@@ -33,12 +34,17 @@ export interface OpenOptions {
 /** What commands need of a scheduler. */
 export type CliScheduler = Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose>;
 
+/** What a build of the images is asked for. */
+export type BuildRequest = Pick<BuildOptions, "sourceDir" | "languages" | "isForced" | "onProgress" | "onWarning" | "signal">;
+
 /** What commands need of one images directory. Everything rejects with `AssetError` where files are missing or damaged. */
 export interface CliImages {
   readonly directory: string;
   open(): Promise<Assets>;
   /** Compares every byte with the manifest. */
   verify(options: { readonly onProgress: OnProgress; readonly signal: AbortSignal }): Promise<readonly VerifiedFile[]>;
+  /** Builds from source, and publishes here. */
+  build(request: BuildRequest): Promise<BuildResult>;
   /** Removes the files; returns the bytes freed. */
   remove(): Promise<number>;
 }

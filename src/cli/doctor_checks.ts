@@ -160,7 +160,7 @@ function acceleratorResult({ candidate, refused }: CanaryVerdict, { isForced }: 
 function layerResult(confinement: ConfinementLayers, name: LayerName): CheckResult {
   const layer = confinement.layers.find((candidate) => candidate.name === name);
   if (layer?.active) return { status: "ok", detail: LAYER_MEANINGS[name] };
-  const detail = `not: ${LAYER_MEANINGS[name]}; ${layer?.reason ?? "not probed"}`;
+  const detail = `${layer?.reason ?? "not probed"}; with it, ${LAYER_MEANINGS[name]}`;
   return { status: "missing", detail, ...(layer?.hint ? { hint: layer.hint } : {}) };
 }
 

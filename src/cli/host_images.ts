@@ -4,6 +4,7 @@ import { type Arch, readPlatform } from "../host/platform.ts";
 import { defaultImagesDirectory, openAssets } from "../images/assets.ts";
 import { removeAssets, verifyAssets } from "../images/verify.ts";
 import type { CliImages } from "./context.ts";
+import { VERSION } from "./version.ts";
 
 /** The images for `arch`, default this host's own. Nothing is read before it is asked for. */
 export function openHostImages(env: Readonly<Record<string, string | undefined>>, arch: Arch = readPlatform().arch): Promise<CliImages> {
@@ -12,6 +13,10 @@ export function openHostImages(env: Readonly<Record<string, string | undefined>>
   return Promise.resolve({
     directory,
     open: () => openAssets(directory, { arch }),
+    build: async (request) => {
+      const { buildImages } = await import("../images/build.ts");
+      return await buildImages({ ...request, version: VERSION, cacheDir: config.cacheDir, imagesDir: directory, arch });
+    },
     verify: (options) => verifyAssets(directory, options),
     remove: () => removeAssets(directory),
   });

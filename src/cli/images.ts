@@ -1,11 +1,33 @@
 /** `sbx images`: what machines are made of. */
+import { bakeAhead } from "./bake_ahead.ts";
 import type { Command, Input } from "./command.ts";
 import type { CliContext } from "./context.ts";
-import { EXIT } from "./failure.ts";
+import { EXIT, printable } from "./failure.ts";
 import { Progress } from "./progress.ts";
 import { writeJson } from "./result_json.ts";
+import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
 
 const HASH_SHOWN_DIGITS = 12;
+
+const build: Command = {
+  name: "build",
+  summary: "build the images from source, and the start templates on top",
+  options: [
+    {
+      long: "language",
+      short: "l",
+      value: "LANGUAGE",
+      isRepeatable: true,
+      completion: LANGUAGE_CHOICES,
+      help: "build the image of this language alone, repeatable; default: all",
+    },
+    { long: "source", value: "DIR", completion: "file", help: "a checkout of sbx; default: the sources that this program carries" },
+    { long: "force", help: "build everything anew, with the newest packages" },
+    { long: "quiet", short: "q", help: "show no progress" },
+  ],
+  examples: [["sbx images build -l python", "what Python alone needs"]],
+  run: buildImages,
+};
 
 const list: Command = {
   name: "list",
@@ -33,9 +55,30 @@ const remove: Command = {
 /** The command. */
 export const images: Command = {
   name: "images",
-  summary: "list, verify or remove the kernel, root file systems and programs that machines are made of",
-  commands: [list, verify, remove],
+  summary: "build, list, verify or remove the kernel, root file systems and programs that machines are made of",
+  commands: [build, list, verify, remove],
 };
+
+async function buildImages(context: CliContext, input: Input): Promise<number> {
+  const languages = input.values("language").map(parseLanguage);
+  const installed = await context.openImages();
+  using progress = new Progress(context.stderr, { isQuiet: input.has("quiet") });
+  const { imagesDir, seconds } = await installed.build({
+    languages: languages.length === 0 ? undefined : languages,
+    sourceDir: input.value("source"),
+    isForced: input.has("force"),
+    onProgress: progress.update,
+    onWarning: (message) => {
+      progress.clear();
+      context.stderr.write(`sbx warning: ${printable(message)}\n`);
+    },
+    signal: context.signal,
+  });
+  await bakeAhead(context, await installed.open(), progress);
+  progress.clear();
+  if (!input.has("quiet")) context.stderr.write(`The images are ready in ${imagesDir}; building took ${seconds} s.\n`);
+  return EXIT.ok;
+}
 
 async function listImages(context: CliContext, input: Input): Promise<number> {
   const { directory, version, arch, files } = await (await context.openImages()).open();
