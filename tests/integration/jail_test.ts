@@ -292,11 +292,11 @@ test("a cgroup is made, limited and entered by the jail, and removed by its owne
   assert.match(failed.stderr, /^sbx-jail: cgroup: cannot create \/no\/such\/cgroup/);
 });
 
-/** A shell that starts the jail as its child, is named as its parent, and waits. */
+/** A shell that starts the jail as its child in a session of its own, where no group kill reaches it, is named as its parent, and waits. */
 function inShell(argv: readonly string[]): [string, ...string[]] {
   const at = argv.indexOf("--parent-pid") + 1;
   const words = argv.map((word, index) => index === at ? '"$$"' : `'${word}'`).join(" ");
-  return [SHELL, "-c", `${words} & wait`];
+  return [SHELL, "-c", `setsid ${words} & wait`];
 }
 
 async function qemuArgv(mode: Mode, args: readonly string[], hasQmp: boolean, files: Parameters<JailFixture["argv"]>[1]["files"] = []) {
