@@ -75,8 +75,8 @@ export interface ConfinedCommand {
 
 /** QEMU's translation buffer, which counts as data whether used or not. */
 const TRANSLATION_BUFFER_MIB = 1024;
-/** Heap, stacks and device state of QEMU; it uses about 20 MiB. */
-const QEMU_OVERHEAD_MIB = 512;
+/** Heap and device state of QEMU, about 20 MiB, and 8 MiB of stack for each of the 64 threads that read disks for a busy guest. */
+const QEMU_OVERHEAD_MIB = 1024;
 /** Open files; QEMU uses about 20. */
 const OPEN_FILES_MAX = 512;
 /** Threads: QEMU's pool has at most 64. */
