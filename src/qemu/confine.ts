@@ -84,8 +84,8 @@ const THREADS_MAX = 128;
 /** Half of the default: what the user does himself goes first. */
 const CPU_WEIGHT = 50;
 const MIB = 1_048_576;
-/** What a distribution's QEMU loads; what a host does not have is left out. */
-const SHARED_LIBRARIES: readonly string[] = ["/usr", "/lib", "/lib64", "/nix/store"];
+/** What a distribution's QEMU loads, which may be a script around it; what a host does not have is left out. */
+const SHARED_LIBRARIES: readonly string[] = ["/usr", "/bin", "/lib", "/lib64", "/nix/store"];
 const LOADER_CACHE = "/etc/ld.so.cache";
 
 const probeSchema = z.object({

@@ -56,7 +56,9 @@ export function acceleratorCandidates(facts: AcceleratorFacts): Candidates {
   if (facts.kvmProblem !== undefined) return emulationOnly(facts.kvmProblem);
   if (facts.isPvm) return emulationOnly("this host's /dev/kvm is kvm-pvm, which cannot run an ordinary Linux guest");
   if (!facts.hasVirtualizationFlag) return emulationOnly("this host's CPU shows neither vmx nor svm, although /dev/kvm exists");
-  if (facts.platform.arch === "aarch64") return { candidates: [{ accelerator: "kvm", cpu: "host" }, EMULATION], reason: "", isForced: false };
+  if (facts.platform.arch === "aarch64") {
+    return { candidates: [{ accelerator: "kvm", cpu: "host" }, EMULATION], reason: "", isForced: false };
+  }
   return {
     candidates: [
       { accelerator: "kvm", cpu: "host,-svm,-vmx" },

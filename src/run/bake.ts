@@ -1,6 +1,6 @@
 /** Bake: boots a machine once, warms it up and saves it as a template. */
 import { CommunicationError, messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
-import { settlesWithin } from "../base/async.ts";
+import { abortable, settlesWithin } from "../base/async.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { launch } from "../vm/launch.ts";
 import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
@@ -24,6 +24,8 @@ export interface BakeProgress {
 export interface BakeOptions {
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BakeProgress) => void;
+  /** Checks the files the machine is made of, beside its boot; nothing is saved before it has succeeded. */
+  readonly verify?: (signal: AbortSignal) => Promise<void>;
 }
 
 /** The template, baked now when there is none. Throws the launch's error, or `SnapshotError` when it cannot be saved. */
@@ -43,7 +45,7 @@ export async function ensureTemplate(
     });
   try {
     return await store.findOrBake(identity, async (files) => {
-      const log = await bake(hypervisor, identity, { ...files, report, ...(options.signal ? { signal: options.signal } : {}) });
+      const log = await bake(hypervisor, identity, { ...options, ...files, report });
       report("done");
       return log;
     }, { ...options, onWait: () => report("waiting") });
@@ -53,11 +55,10 @@ export async function ensureTemplate(
   }
 }
 
-interface BakeRun {
+interface BakeRun extends Pick<BakeOptions, "signal" | "verify"> {
   readonly ramFile: string;
   readonly stateFile: string;
   readonly report: (phase: BakeProgress["phase"]) => void;
-  readonly signal?: AbortSignal;
 }
 
 async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: BakeRun): Promise<string> {
@@ -65,7 +66,9 @@ async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: Bak
   const origin = { kind: "bake", ramFile: run.ramFile, stateFile: run.stateFile } as const;
   await using vm = await launch(hypervisor, { language: identity.language, memoryMiB: identity.memoryMiB, origin });
   const signal = run.signal ? AbortSignal.any([run.signal, vm.lost]) : vm.lost;
-  await vm.ready;
+  const verified = run.verify?.(signal);
+  verified?.catch(() => {}); // Awaited below; a boot that fails first is told first.
+  await abortable(vm.ready, run.signal);
   run.report("warming");
   const request = { code: WARM_UP[identity.language as Language], env: {}, timeoutMs: WARM_UP_TIMEOUT_MS };
   for (let count = 0; count < WARM_UP_RUNS; count++) {
@@ -73,6 +76,7 @@ async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: Bak
     if (reply.exitCode !== 0) throw new CommunicationError(`Cannot warm up a ${identity.language} VM: exit code ${reply.exitCode}`);
   }
   await vm.guest.quiesce(signal);
+  await verified;
   run.report("saving");
   await vm.qmp.saveState(`file:${run.stateFile}`, signal);
   // The machine has stopped for good; a clean exit makes sure that everything has left QEMU's buffers.

@@ -53,7 +53,7 @@ async function runFrom(
   const launchedAt = performance.now();
   const vm = await context.supply.start(request, { template, onConsole });
   try {
-    const { execution, bootMs } = await executeOn(vm, request, context.log);
+    const { execution, bootMs } = await executeOn(vm, request, context);
     const finishedAt = performance.now();
     const usage = vm.usage();
     return {
@@ -82,10 +82,11 @@ async function runFrom(
   }
 }
 
-/** Sends the code at once; it waits in the channel until the guest is there. */
-async function executeOn(vm: Vm, request: CheckedRequest, log: Logger): Promise<{ execution: Execution; bootMs: number }> {
+/** Sends the code to a clone at once, where it waits in the channel until the guest is there; a machine that boots must have spoken first. */
+async function executeOn(vm: Vm, request: CheckedRequest, context: RunContext): Promise<{ execution: Execution; bootMs: number }> {
+  if (vm.isCold) await abortable(vm.ready, request.signal);
   // An abort kills this VM, there is nothing in it to keep: the guest is not asked to stop first.
-  const running = execute(vm.guest, { ...request, signal: undefined }, log);
+  const running = execute(vm.guest, { ...request, signal: undefined }, context.log);
   running.catch(() => {}); // When the VM never became ready, that is the error to report.
   const bootMs = await abortable(vm.ready, request.signal);
   try {

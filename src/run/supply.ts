@@ -7,6 +7,7 @@ import { Scope } from "../base/scope.ts";
 import type { ResolvedConfig } from "../config/config.ts";
 import { type Platform, readPlatform } from "../host/platform.ts";
 import { type Assets, defaultImagesDirectory, openAssets } from "../images/assets.ts";
+import { verifyFile } from "../images/verify.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
 import { launch } from "../vm/launch.ts";
@@ -115,8 +116,13 @@ export class Supply implements AsyncDisposable {
     const identity = templateIdentity(hypervisor, { language, memoryMiB: memoryMb, warmUp: WARM_UP[language] });
     const { onProgress } = this.#hooks;
     const signal = this.#closing.signal;
+    const verify = (until: AbortSignal) => this.#verify(language, until);
     try {
-      const template = await ensureTemplate(hypervisor, this.#templates, identity, { signal, ...(onProgress ? { onProgress } : {}) });
+      const template = await ensureTemplate(hypervisor, this.#templates, identity, {
+        signal,
+        verify,
+        ...(onProgress ? { onProgress } : {}),
+      });
       this.#found.set(`${language}-${memoryMb}`, template);
       return template;
     } catch (error) {
@@ -124,6 +130,13 @@ export class Supply implements AsyncDisposable {
       this.#hooks.log.warning("no template can be kept here: every VM boots, which takes seconds", { reason: error.message });
       return undefined;
     }
+  }
+
+  /** Opening the images looked at sizes only; what a template is made of is hashed once, when it is made. */
+  async #verify(language: Language, signal: AbortSignal): Promise<void> {
+    const { kernel, initrd, firmware, qemu, jail } = this.#assets;
+    const files = [kernel, initrd, firmware, qemu, jail, this.#assets.rootImage(language)].filter((file) => file !== undefined);
+    await Promise.all(files.map((file) => verifyFile(file, signal)));
   }
 
   #host(): Promise<Hypervisor> {

@@ -54,6 +54,11 @@ export class Vm implements AsyncDisposable {
     return AbortSignal.any([this.child.gone, this.guest.closed]);
   }
 
+  /** It boots: nothing may be sent before it is ready. */
+  get isCold(): boolean {
+    return this.#parts.request.origin.kind !== "clone";
+  }
+
   /** For `launch`: sends everything a start needs and settles `ready`. */
   greet(): void {
     void this.#greet().then(() => this.#ready.resolve(performance.now() - this.startedAt), (error) => this.#ready.reject(error));
@@ -88,7 +93,7 @@ export class Vm implements AsyncDisposable {
   }
 
   async #meet(signal: AbortSignal): Promise<void> {
-    if (this.#parts.request.origin.kind !== "clone") await this.guest.announced(signal);
+    if (this.isCold) await this.guest.announced(signal);
     await this.guest.hello({ id: this.id, entropy: randomBytes(64), silenceMs: 0 }, signal);
   }
 

@@ -28,7 +28,7 @@ for (const [language, code] of Object.entries(PRINT) as [Language, string][]) {
     const look: Record<Language, string> = {
       python: "import os; print(os.listdir('.'), 'x' in globals())",
       javascript: "console.log(require('fs').readdirSync('.').length, typeof x)",
-      raw: "ls; echo \"[$x]\"",
+      raw: 'ls; echo "[$x]"',
     };
     assert.equal((await run(language, write[language])).exitCode, 0);
     const { stdout } = await run(language, look[language]);
@@ -165,7 +165,8 @@ test("javascript: TypeScript, JSX, imports and top-level await need no build ste
   const code = 'import { join } from "node:path";\ninterface P { a: number }\nconst p: P = { a: 1 };\n' +
     "const x = await Promise.resolve(p.a as number);\nenum E { A = 5 }\nconsole.log(join('a', 'b'), x, E.A)";
   assert.equal((await run("javascript", code)).stdout, "a/b 1 5\n");
-  const jsx = "const React = { createElement: (type: string, props: unknown, ...kids: string[]) => `<${type}>${kids.join('')}</${type}>` };\n" +
+  const jsx =
+    "const React = { createElement: (type: string, props: unknown, ...kids: string[]) => `<${type}>${kids.join('')}</${type}>` };\n" +
     "const h = React.createElement;\nconsole.log(<b>hi</b>)";
   const result = await run("javascript", "/** @jsxRuntime classic */\n" + jsx);
   assert.equal(result.exitCode, 0, result.stderr);
@@ -177,7 +178,7 @@ test("raw: code that begins with #! runs under that interpreter", async () => {
 });
 
 test("raw: heredocs, arrays, functions and pipes", async () => {
-  const code = "f() { cat <<EOT\nhello $1\nEOT\n}\na=(x y z)\nf \"${a[1]}\" | tr a-z A-Z";
+  const code = 'f() { cat <<EOT\nhello $1\nEOT\n}\na=(x y z)\nf "${a[1]}" | tr a-z A-Z';
   assert.equal((await run("raw", code)).stdout, "HELLO Y\n");
 });
 

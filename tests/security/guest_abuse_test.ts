@@ -79,7 +79,8 @@ for (const language of LANGUAGES) {
   test(`${language}: writing to every descriptor it finds ends in a result`, async () => {
     const garbage: Record<Language, string> = {
       python: "import os\nfor fd in range(3, 2048):\n  try: os.write(fd, b'\\xff' * 64)\n  except OSError: pass\nprint('done')",
-      javascript: "for (let fd = 3; fd < 2048; fd++) { try { require('fs').writeSync(fd, 'garbage'.repeat(9)) } catch {} }\nconsole.log('done')",
+      javascript:
+        "for (let fd = 3; fd < 2048; fd++) { try { require('fs').writeSync(fd, 'garbage'.repeat(9)) } catch {} }\nconsole.log('done')",
       raw: "for fd in /proc/self/fd/* /proc/$$/fd/*; do echo garbage > $fd; done 2>/dev/null; echo garbage >&1000; echo done",
     };
     const result = await run(language, garbage[language], { timeoutSeconds: 10 });
@@ -119,7 +120,8 @@ test("filling the disks ends with 'no space', and their sizes are as promised", 
 });
 
 test("inodes in /tmp end at 16,384", async () => {
-  const code = "import os\nn = 0\ntry:\n  while n < 20000:\n    os.mknod(f'/tmp/{n}'); n += 1\nexcept OSError as e: print(e.errno == 28)\nprint(16000 < n <= 16384)";
+  const code =
+    "import os\nn = 0\ntry:\n  while n < 20000:\n    os.mknod(f'/tmp/{n}'); n += 1\nexcept OSError as e: print(e.errno == 28)\nprint(16000 < n <= 16384)";
   assert.equal((await python(code, { timeoutSeconds: 120 })).stdout, "True\nTrue\n");
 });
 
@@ -130,7 +132,8 @@ test("deleting the home directory's content and itself ends in a result", async 
 });
 
 test("changing every signal handler does not escape the time-out", async () => {
-  const code = "import signal\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n  except (OSError, ValueError): pass\nwhile True: pass";
+  const code =
+    "import signal\nfor s in range(1, 65):\n  try: signal.signal(s, signal.SIG_IGN)\n  except (OSError, ValueError): pass\nwhile True: pass";
   const result = await python(code, { timeoutSeconds: 1 });
   assert.deepEqual([result.exitCode, result.timedOut], [-1, true]);
 });
@@ -160,7 +163,8 @@ test("each way out has its exit code", async () => {
 });
 
 test("bytes that are no UTF-8 become U+FFFD, and characters cut by writes stay whole", async () => {
-  const code = "import os, time\nos.write(1, b'\\xf0\\x9f'); time.sleep(0.05); os.write(1, b'\\x8e\\x88'); time.sleep(0.05); os.write(1, b'\\xff\\x00ok')";
+  const code =
+    "import os, time\nos.write(1, b'\\xf0\\x9f'); time.sleep(0.05); os.write(1, b'\\x8e\\x88'); time.sleep(0.05); os.write(1, b'\\xff\\x00ok')";
   assert.equal((await python(code)).stdout, "🎈\uFFFD\0ok");
 });
 
@@ -187,6 +191,8 @@ test("clones draw different random numbers", async () => {
   };
   for (const language of LANGUAGES) {
     const draws = await Promise.all([1, 2, 3, 4].map(async () => (await run(language, draw[language])).stdout.trim().split(" ")));
-    for (let at = 0; at < draws[0]!.length; at++) assert.equal(new Set(draws.map((words) => words[at])).size, 4, `${language}: ${JSON.stringify(draws)}`);
+    for (let at = 0; at < draws[0]!.length; at++) {
+      assert.equal(new Set(draws.map((words) => words[at])).size, 4, `${language}: ${JSON.stringify(draws)}`);
+    }
   }
 });

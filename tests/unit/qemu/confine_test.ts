@@ -85,7 +85,7 @@ test("confine bounds QEMU's memory above the guest's, and forbids core dumps", (
 
 test("confine gives a distribution's QEMU its libraries, and no QEMU a device it does not need", () => {
   const argv = confine(layers(), { ...COMMAND, isStatic: false, needsKvm: true });
-  assert.deepEqual(valuesOf(argv, "--exec-try"), ["/usr", "/lib", "/lib64", "/nix/store"]);
+  assert.deepEqual(valuesOf(argv, "--exec-try"), ["/usr", "/bin", "/lib", "/lib64", "/nix/store"]);
   assert.deepEqual(valuesOf(argv, "--dev"), ["null", "urandom", "kvm"]);
   assert.deepEqual(valuesOf(confine(layers(), { ...COMMAND, needsKvm: true }), "--dev"), ["kvm"]);
 });
