@@ -13,15 +13,18 @@
 #
 # Leaving. `exit`, `set -e`, `set -u`, a failed `${x:?}` and SIGINT all end a bash, and nothing can catch them but the EXIT trap. It
 # writes variables, functions, options, aliases and traps to a file and executes a fresh bash in the same process, which
-# reads them back and then replies. Working directory, umask, limits, open descriptors and children stay anyway; only the job table is
-# lost. An EXIT trap of the user's runs at the end of its execution, as it would at the end of a script; `exit` with such a
-# trap set, `exec`, and a signal end this process for good, and the agent starts a new one.
+# reads them back and then replies. Working directory, umask, limits, open descriptors and children stay anyway. The job table is
+# lost, and the local variables of functions that were left by `exit` become global.
+# An EXIT trap of the user's runs at the end of its execution, as it would at the end of a script; `exit` with such a trap set,
+# `exec`, and a signal end this process for good, and the agent starts a new one.
 
 __sbx_dir=/run/sbx
 # Empty: idle. Else the id of the running execution.
 __sbx_id=
 __sbx_code=
 __sbx_status=0
+# The status to reply with while the user's EXIT trap runs.
+__sbx_final=
 # Brings back what `env` replaced.
 __sbx_saved=
 
@@ -33,9 +36,10 @@ __sbx_next() {
   if [[ $__sbx_id ]]; then
     if [[ ${ builtin trap -p EXIT INT; } != "$__sbx_traps" ]] && __sbx_take_trap; then
       __sbx_status=$status
+      __sbx_final=$status
       return 0
     fi
-    __sbx_finish "$status"
+    __sbx_finish "${__sbx_final:-$status}"
   fi
   local line=
   until builtin read -r -N 32 line <"$__sbx_dir/request"; do :; done
@@ -56,6 +60,7 @@ __sbx_finish() {
   builtin eval "$__sbx_saved"
   __sbx_saved=
   __sbx_code=
+  __sbx_final=
   local code
   builtin printf -v code '\\x%02x' "$1"
   builtin printf "$__sbx_id$code\\0\\0\\0\\xff\\xff\\xff\\xff" >|"$__sbx_dir/reply"
@@ -78,7 +83,7 @@ __sbx_rc() { return "$__sbx_status"; }
 __sbx_env() {
   local old=${ builtin declare -p "$1"; }
   __sbx_saved+="builtin unset -v $1"$'\n'
-  [[ ! $old ]] || __sbx_saved+="builtin declare -g ${old#declare }"$'\n'
+  [[ ! $old ]] || __sbx_saved+="declare -g ${old#declare }"$'\n'
   builtin export "$1=$2"
 }
 
@@ -86,27 +91,42 @@ __sbx_env() {
 __sbx_exit() {
   local status=$?
   {
-    builtin trap '' INT
-    local options=${ builtin set +o; }
+    # Not ignored: a bash cannot undo what it was started with.
+    builtin trap : INT
+    # A substitution never inherits -e.
+    local flags=$- options=${ builtin set +o; }
     set +eux
     builtin eval "$__sbx_saved"
-    {
-      builtin shopt -p
-      builtin declare -f
-      builtin declare -F
-      builtin alias -p
-      builtin trap -p
-      builtin declare -p
-      builtin printf 'set --'
-      builtin printf ' %q' "$@"
-      builtin printf '\n%s\n' "$options"
-    } >|"$__sbx_dir/state/session" || builtin exit "$status"
+    [[ $flags != *e* ]] || options+=$'\nset -e'
+    __sbx_dump "$@" >|"$__sbx_dir/state/session" || builtin exit "$status"
     builtin shopt -s execfail
-    builtin exec -c -a bash /bin/bash --norc --noprofile -c "$BASH_EXECUTION_STRING" bash "$status" "$__sbx_id"
-    builtin exit "$status"
   } 2>/dev/null
+  # Outside the braces: a redirection there would stay with the new process.
+  builtin exec -c -a bash /bin/bash --norc --noprofile -c "$BASH_EXECUTION_STRING" bash "$status" "$__sbx_id"
+  builtin exit "$status"
 }
 
+# Everything that makes the session, as commands; uses the caller's `options`.
+__sbx_dump() {
+  builtin shopt -p
+  builtin declare -f
+  builtin declare -F
+  builtin alias -p
+  builtin trap -p
+  builtin declare -p
+  builtin printf 'set --'
+  builtin printf ' %q' "$@"
+  builtin printf '\n%s\n' "$options"
+}
+
+# bash runs the EXIT trap when a signal ends it; then it shall end indeed.
+__sbx_die() {
+  builtin trap - EXIT "$1"
+  builtin kill "-$1" $$
+}
+
+for __sbx_signal in HUP TERM ALRM USR1 USR2; do builtin trap "__sbx_die $__sbx_signal" "$__sbx_signal"; done
+builtin unset -v __sbx_signal
 builtin trap 'exit 130' INT
 builtin trap '__sbx_exit "$@"' EXIT
 __sbx_traps=${ builtin trap -p EXIT INT; }

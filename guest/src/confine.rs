@@ -15,12 +15,12 @@ pub fn confinement() -> Confinement {
         uid: USER_ID,
         gid: GROUP_ID,
         limits: vec![
-            (libc::RLIMIT_NPROC as u32, GUEST_PROCESSES, GUEST_PROCESSES),
-            (libc::RLIMIT_CORE as u32, 0, 0),
+            (libc::RLIMIT_NPROC, GUEST_PROCESSES, GUEST_PROCESSES),
+            (libc::RLIMIT_CORE, 0, 0),
             // The control descriptor is 1000 and lies below the soft limit.
-            (libc::RLIMIT_NOFILE as u32, 4_096, 65_536),
+            (libc::RLIMIT_NOFILE, 4_096, 65_536),
             // Locked memory cannot be swapped; programs that keep a key in it need little.
-            (libc::RLIMIT_MEMLOCK as u32, 1 << 20, 1 << 20),
+            (libc::RLIMIT_MEMLOCK, 1 << 20, 1 << 20),
         ],
         filter: filter(),
     }
@@ -315,8 +315,8 @@ mod tests {
             assert_eq!(with(libc::SYS_socket, [family as u64, 1, 0]), errno(libc::EAFNOSUPPORT));
         }
         assert_eq!(with(libc::SYS_socket, [libc::AF_NETLINK as u64, 3, 12]), errno(libc::EAFNOSUPPORT));
-        assert_eq!(with(libc::SYS_ioctl, [0, libc::TIOCSTI as u64, 0]), errno(libc::EPERM));
-        assert_eq!(with(libc::SYS_ioctl, [0, libc::FIONREAD as u64, 0]), ALLOW);
+        assert_eq!(with(libc::SYS_ioctl, [0, libc::TIOCSTI, 0]), errno(libc::EPERM));
+        assert_eq!(with(libc::SYS_ioctl, [0, libc::FIONREAD, 0]), ALLOW);
         assert_eq!(with(libc::SYS_personality, [0x0004_0000, 0, 0]), errno(libc::EPERM));
         assert_eq!(with(libc::SYS_personality, [0xffff_ffff, 0, 0]), ALLOW);
     }

@@ -11,6 +11,7 @@ pub enum Code {
     Limit,
     UnknownMethod,
     ReplFailed,
+    /// The agent itself failed at something that others need not.
     Internal,
 }
 

@@ -7,7 +7,7 @@ use rustix::mount::{self, MountFlags};
 
 use crate::confine::{GROUP_ID, USER_ID};
 use crate::error::{Action, Fatal};
-use crate::memory;
+use crate::{memory, sys};
 
 /// Where the root file system is mounted before it becomes the root.
 const ROOT: &str = "/root";
@@ -30,12 +30,35 @@ impl Machine {
     }
 }
 
+/// Makes descriptors 0 to 2 exist before anything else can get these numbers. The kernel opens /dev/console for us only when
+/// its driver was ready in time.
+pub fn open_standard_streams() -> Result<(), Fatal> {
+    make_directory("/dev", 0o755)?;
+    mount("devtmpfs", "/dev", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=0755")?;
+    if sys::is_open(2) {
+        return Ok(());
+    }
+    let console = fs::open("/dev/console", OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
+    let stream = console.or_else(|_| fs::open("/dev/null", OFlags::RDWR, Mode::empty())).action("open /dev/null")?;
+    sys::become_standard_streams(stream).action("open the standard streams")
+}
+
+/// The console again, in case its driver was late: by now the control port is there, which comes after it.
+pub fn open_late_console(machine: &Machine) {
+    let null = fs::fstat(rustix::stdio::stderr()).is_ok_and(|status| fs::major(status.st_rdev) == 1);
+    if !null {
+        return;
+    }
+    if let Ok(console) = fs::openat(&machine.devices, "console", OFlags::RDWR | OFlags::NOCTTY, Mode::empty()) {
+        let _ = sys::become_standard_streams(console);
+    }
+}
+
 /// Mounts everything and switches to the root file system.
 pub fn start() -> Result<Machine, Fatal> {
-    for directory in ["/dev", "/sys", ROOT] {
+    for directory in ["/sys", ROOT] {
         make_directory(directory, 0o755)?;
     }
-    mount("devtmpfs", "/dev", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=0755")?;
     mount("sysfs", "/sys", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"")?;
     let devices = open_directory("/dev")?;
     let sysfs = open_directory("/sys")?;
@@ -57,7 +80,7 @@ pub fn finish(machine: &Machine) {
         // A kernel built without the feature has no such file, and nothing to restrict.
         let _ = write_file(&format!("/proc/sys/{name}"), value);
     }
-    if let Err(error) = crate::sys::loopback_up() {
+    if let Err(error) = sys::loopback_up() {
         eprintln!("sbx-agent: no loopback interface: {error}");
     }
 }

@@ -1,4 +1,9 @@
 //! sbx-agent: PID 1 of an sbx microVM. Makes a machine out of the initrd, then serves the host until it is switched off.
+//!
+//! `no_main`: the standard library's own start-up aborts when a standard stream is closed and there is no /dev/null, and both are so
+//! in an initrd whose console is not there yet.
+#![cfg_attr(not(test), no_main)]
+
 mod channel;
 mod confine;
 mod error;
@@ -10,6 +15,7 @@ mod mux;
 mod output;
 mod program;
 mod repl;
+mod requests;
 mod server;
 mod shell;
 mod sys;
@@ -17,10 +23,12 @@ mod wire;
 
 use error::{Action, Fatal};
 
-fn main() {
+/// Called by the C library.
+#[cfg_attr(not(test), no_mangle)]
+pub extern "C" fn main() -> i32 {
     if std::process::id() != 1 {
         eprintln!("sbx-agent {}: runs as PID 1 of an sbx microVM only", env!("CARGO_PKG_VERSION"));
-        std::process::exit(2);
+        return 2;
     }
     let fatal = match start() {
         Ok(server) => server.run(),
@@ -32,6 +40,7 @@ fn main() {
 
 /// The language's process starts as early as possible: while it waits for the disk, the rest is set up.
 fn start() -> Result<server::Server, Fatal> {
+    init::open_standard_streams()?;
     memory::protect_agent();
     let children = sys::child_signals().action("watch for children")?;
     let mut machine = init::start()?;
@@ -44,6 +53,7 @@ fn start() -> Result<server::Server, Fatal> {
     init::finish(&machine);
     trace.step("machine finished");
     let port = channel::open_port(&machine)?;
+    init::open_late_console(&machine);
     trace.step("control port open");
     Ok(server::Server::new(port, children, repl, program::announcement(&language)))
 }

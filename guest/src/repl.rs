@@ -15,6 +15,7 @@ use crate::shell;
 use crate::sys::{self, Confinement};
 
 /// Values of `sbx.language`.
+#[cfg(test)]
 pub const LANGUAGES: [&str; 3] = ["python", "javascript", "raw"];
 
 /// Where the scripts lie in the guest.

@@ -3,52 +3,51 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use serde_json::{json, Value};
+use serde_json::Value;
 
 use crate::channel::{Channel, BACKLOG_BYTES};
 use crate::error::{Action, Code, Fatal, Refusal};
-use crate::exec::{Body, Execution, Phase, Request};
+use crate::exec::{Body, Execution, Phase};
 use crate::limits;
-use crate::mux::{Mux, Verdict};
+use crate::mux::Mux;
 use crate::output::Outputs;
 use crate::repl::{next_ended_child, Repl, Reply, State};
-use crate::sys;
-use crate::wire::{data, Frame, Kind};
+use crate::wire::Kind;
 
 /// How long output may gather before it is looked at: a short program wakes the agent once.
-pub const COALESCE_US: u64 = 2_000;
+pub(crate) const COALESCE_US: u64 = 2_000;
 /// The same between executions, when nobody waits for it.
 const IDLE_COALESCE_US: u64 = 50_000;
 /// How often a dying process is asked whether it is gone.
 const DYING_POLL_US: u64 = 5_000;
 /// Between failed starts of the language's process.
 const RESTART_DELAY_US: u64 = 1_000_000;
-const MAX_CANCEL_GRACE_MS: u64 = 60_000;
-const MAX_ID_BYTES: usize = 128;
 
 /// The host, once it said HELLO.
-struct Host {
-    id: String,
-    silence_us: u64,
-    last_frame_us: u64,
+pub(crate) struct Host {
+    pub id: String,
+    pub silence_us: u64,
+    pub last_frame_us: u64,
 }
 
 pub struct Server {
     pub(crate) channel: Channel,
-    children: OwnedFd,
+    pub(crate) children: OwnedFd,
     pub(crate) mux: Mux,
     pub(crate) repl: Repl,
     pub(crate) execution: Option<Execution>,
-    body: Body,
+    pub(crate) body: Body,
     pub(crate) outputs: Outputs,
-    host: Option<Host>,
+    pub(crate) host: Option<Host>,
     /// HELLO's payload until it is sent.
-    announcement: Option<Value>,
+    pub(crate) announcement: Option<Value>,
+    /// COALESCE_US, or nothing where the kernel found no fine clock: its timers would turn 2 ms into 20.
+    pub(crate) coalesce_us: u64,
     /// The next execution reseeds the language's generators.
-    is_reseed_due: bool,
-    last_execution_id: u32,
-    failed_starts: u32,
-    restart_at_us: Option<u64>,
+    pub(crate) is_reseed_due: bool,
+    pub(crate) last_execution_id: u32,
+    pub(crate) failed_starts: u32,
+    pub(crate) restart_at_us: Option<u64>,
 }
 
 /// What poll found.
@@ -73,6 +72,7 @@ impl Server {
             outputs: Outputs::default(),
             host: None,
             announcement: Some(announcement),
+            coalesce_us: COALESCE_US,
             is_reseed_due: false,
             last_execution_id: 0,
             failed_starts: 0,
@@ -319,232 +319,6 @@ impl Server {
         Ok(())
     }
 
-    fn on_frame(&mut self, frame: &Frame, now_us: u64) -> Result<(), Fatal> {
-        match &mut self.host {
-            Some(host) => host.last_frame_us = now_us,
-            None if frame.kind == Kind::Hello => {}
-            None => return protocol("a frame before HELLO"),
-        }
-        match frame.kind {
-            Kind::Hello => self.on_hello(frame.payload, now_us),
-            Kind::Open => self.on_open(frame, now_us),
-            Kind::Result | Kind::Error => protocol("a frame that only the guest sends"),
-            kind => {
-                if self.mux.judge(frame.stream).map_err(|what| Fatal::Protocol(what.to_owned()))? == Verdict::Late {
-                    return Ok(());
-                }
-                match kind {
-                    Kind::Data => self.on_data(frame, now_us),
-                    Kind::Credit => {
-                        let bytes = frame.payload.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-                        self.mux.granted(frame.stream, bytes).map_err(|what| Fatal::Protocol(what.to_owned()))
-                    }
-                    Kind::End => self.on_end(frame.stream),
-                    _ => self.on_cancel(frame.payload, now_us),
-                }
-            }
-        }
-    }
-
-    fn on_hello(&mut self, payload: &[u8], now_us: u64) -> Result<(), Fatal> {
-        let hello = parse_json(payload)?;
-        let (Some(protocol_version), Some(id), Some(clock_us), Some(entropy), Some(silence_ms)) = (
-            hello["protocol"].as_u64(),
-            hello["id"].as_str().filter(|id| id.len() <= MAX_ID_BYTES),
-            hello["clockUs"].as_u64(),
-            hello["entropy"].as_str().and_then(parse_entropy),
-            hello["silenceMs"].as_u64(),
-        ) else {
-            return protocol("HELLO without protocol, id, clockUs, entropy or silenceMs");
-        };
-        if protocol_version != limits::PROTOCOL_VERSION {
-            return protocol("HELLO of another protocol version");
-        }
-        if self.host.as_ref().is_some_and(|host| host.id != id) {
-            self.forget_streams(now_us);
-        }
-        set_clock(clock_us);
-        if let Err(error) = sys::reseed_kernel(&entropy) {
-            self.log(&format!("cannot reseed the kernel: {error}"));
-        }
-        self.is_reseed_due = true;
-        let is_urgent = self.channel.is_urgent;
-        self.channel.put_json(0, Kind::Hello, &json!({ "protocol": limits::PROTOCOL_VERSION, "id": id }));
-        self.channel.is_urgent = is_urgent;
-        self.host = Some(Host { id: id.to_owned(), silence_us: silence_ms.saturating_mul(1_000), last_frame_us: now_us });
-        Ok(())
-    }
-
-    /// This machine is a copy, and its host counts streams from 1: what the original was doing has no one to report to.
-    fn forget_streams(&mut self, now_us: u64) {
-        self.mux.reset();
-        if let Some(execution) = self.execution.take() {
-            if execution.is_running() {
-                self.repl.kill(now_us);
-            } else if self.repl.state == State::Gone {
-                // It waited for the drain that is now dropped.
-                self.restart_at_us = Some(now_us);
-            }
-        }
-    }
-
-    fn on_open(&mut self, frame: &Frame, now_us: u64) -> Result<(), Fatal> {
-        let stream = frame.stream;
-        self.mux.open(stream).map_err(|what| Fatal::Protocol(what.to_owned()))?;
-        let open = parse_json(frame.payload)?;
-        let answer = match open["method"].as_str() {
-            Some("exec") => match self.open_execution(stream, &open) {
-                Ok(()) => return Ok(()),
-                Err(refusal) => Err(refusal),
-            },
-            Some("ping") => Ok(json!({})),
-            Some("interrupt") => Ok(json!({ "interrupted": self.interrupt() })),
-            Some("quiesce") => self.quiesce(),
-            Some("poweroff") => return Err(Fatal::PowerOff),
-            Some(other) => Err(Refusal::new(Code::UnknownMethod, format!("Cannot open: there is no method {other:.64?}"))),
-            None => Err(Refusal::bad_request("Cannot open: method must be text")),
-        };
-        let _ = now_us;
-        match answer {
-            Ok(result) => self.channel.put_json(stream, Kind::Result, &result),
-            Err(refusal) => self.channel.put_json(stream, Kind::Error, &refusal.to_json()),
-        }
-        self.mux.close(stream);
-        Ok(())
-    }
-
-    fn open_execution(&mut self, stream: u32, open: &Value) -> Result<(), Refusal> {
-        let request = Request::parse(open)?;
-        if self.execution.is_some() {
-            return Err(Refusal::new(Code::Busy, "Cannot execute: an execution is running"));
-        }
-        if self.failed_starts >= limits::REPL_START_ATTEMPTS {
-            return Err(Refusal::new(Code::ReplFailed, "Cannot execute: the language's process does not start"));
-        }
-        self.body.start(&request);
-        self.last_execution_id = self.last_execution_id.wrapping_add(1);
-        self.execution = Some(Execution::new(stream, self.last_execution_id, &request));
-        Ok(())
-    }
-
-    fn interrupt(&self) -> bool {
-        let is_running = self.execution.as_ref().is_some_and(Execution::is_running);
-        if is_running {
-            self.repl.interrupt();
-        }
-        is_running
-    }
-
-    fn quiesce(&mut self) -> Result<Value, Refusal> {
-        if self.execution.is_some() || self.repl.state != State::Ready {
-            return Err(Refusal::new(Code::Busy, "Cannot quiesce: an execution is running"));
-        }
-        if let Some(host) = &mut self.host {
-            host.silence_us = 0;
-        }
-        self.body.release();
-        self.channel.trim();
-        Ok(json!({}))
-    }
-
-    fn on_data(&mut self, frame: &Frame, now_us: u64) -> Result<(), Fatal> {
-        self.mux.received(frame.stream, frame.payload.len()).map_err(|what| Fatal::Protocol(what.to_owned()))?;
-        let Some(execution) = &self.execution else { return Ok(()) };
-        if frame.flags != data::BODY || execution.phase != Phase::Body {
-            return protocol("DATA that was not asked for");
-        }
-        if let Err(refusal) = self.body.append(frame.payload) {
-            self.refuse_execution(refusal);
-            return Ok(());
-        }
-        if let Some(bytes) = self.mux.consumed(frame.stream, frame.payload.len()) {
-            self.channel.put(frame.stream, Kind::Credit, 0, &bytes.to_le_bytes());
-        }
-        if !self.body.is_complete() {
-            return Ok(());
-        }
-        if let Err(refusal) = self.body.check() {
-            self.refuse_execution(refusal);
-            return Ok(());
-        }
-        if self.repl.state == State::Ready {
-            return self.begin(now_us);
-        }
-        if let Some(execution) = &mut self.execution {
-            execution.phase = Phase::Waiting;
-        }
-        Ok(())
-    }
-
-    fn on_end(&mut self, stream: u32) -> Result<(), Fatal> {
-        self.mux.ended(stream).map_err(|what| Fatal::Protocol(what.to_owned()))?;
-        if self.execution.as_ref().is_some_and(|execution| execution.phase == Phase::Body) {
-            self.refuse_execution(Refusal::bad_request("Cannot execute: the body is shorter than announced"));
-        }
-        Ok(())
-    }
-
-    fn on_cancel(&mut self, payload: &[u8], now_us: u64) -> Result<(), Fatal> {
-        let grace_ms = match payload {
-            [] => limits::CANCEL_GRACE_MS,
-            _ => parse_json(payload)?["graceMs"].as_u64().unwrap_or(limits::CANCEL_GRACE_MS).min(MAX_CANCEL_GRACE_MS),
-        };
-        match self.execution.as_mut().map(|execution| execution.phase) {
-            Some(Phase::Body | Phase::Waiting) => {
-                if let Some(execution) = &mut self.execution {
-                    execution.started_us = now_us;
-                    execution.end(now_us, 130, [0, 0]);
-                }
-            }
-            Some(Phase::Running) => self.stop_execution(now_us, grace_ms),
-            Some(Phase::Draining(pending)) => {
-                self.outputs.discard_pending(&self.repl, pending);
-                if let Some(execution) = &mut self.execution {
-                    execution.phase = Phase::Draining([0, 0]);
-                }
-            }
-            None => {}
-        }
-        self.drain(now_us)
-    }
-
-    /// SIGINT now, SIGKILL after the grace.
-    pub(crate) fn stop_execution(&mut self, now_us: u64, grace_ms: u64) {
-        if let Some(execution) = &mut self.execution {
-            let kill_at_us = now_us + grace_ms * 1_000;
-            execution.kill_at_us = Some(execution.kill_at_us.map_or(kill_at_us, |earlier_us| earlier_us.min(kill_at_us)));
-            self.repl.interrupt();
-        }
-    }
-
-    /// Hands a complete body to a ready REPL.
-    fn begin(&mut self, now_us: u64) -> Result<(), Fatal> {
-        let Some(execution) = &mut self.execution else { return Ok(()) };
-        let mut seed = [0; 32];
-        let is_reseed_due = std::mem::take(&mut self.is_reseed_due);
-        if is_reseed_due {
-            rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).action("draw a seed")?;
-        }
-        execution.run(now_us);
-        if let Err(error) = self.repl.execute(execution.id, is_reseed_due.then_some(&seed), &mut self.body) {
-            let what = format!("cannot hand over an execution: {error}");
-            self.repl.kill(now_us);
-            self.log(&what);
-        }
-        self.body.release();
-        self.send_held();
-        self.outputs.look_at_us = now_us + COALESCE_US;
-        Ok(())
-    }
-
-    fn refuse_execution(&mut self, refusal: Refusal) {
-        if let Some(execution) = self.execution.take() {
-            self.channel.put_json(execution.stream, Kind::Error, &refusal.to_json());
-            self.mux.close(execution.stream);
-            self.body.release();
-        }
-    }
-
     /// Ends an execution whose output has left.
     pub(crate) fn finish(&mut self, now_us: u64) -> Result<(), Fatal> {
         let Some(execution) = self.execution.take() else { return Ok(()) };
@@ -561,37 +335,11 @@ impl Server {
 
     /// Between executions output is looked at rarely, in one it is gathered shortly.
     pub(crate) fn look_later(&mut self, now_us: u64) {
-        self.outputs.look_at_us = now_us + if self.execution.is_some() { COALESCE_US } else { IDLE_COALESCE_US };
+        self.outputs.look_at_us = now_us + if self.execution.is_some() { self.coalesce_us } else { IDLE_COALESCE_US };
     }
 
     pub(crate) fn log(&mut self, what: &str) {
         self.outputs.log(what);
-    }
-}
-
-fn protocol<T>(what: &str) -> Result<T, Fatal> {
-    Err(Fatal::Protocol(what.to_owned()))
-}
-
-fn parse_json(payload: &[u8]) -> Result<Value, Fatal> {
-    serde_json::from_slice(payload).map_err(|_| Fatal::Protocol("bad JSON".to_owned()))
-}
-
-fn parse_entropy(hex: &str) -> Option<[u8; limits::ENTROPY_BYTES]> {
-    let mut entropy = [0; limits::ENTROPY_BYTES];
-    if hex.len() != 2 * entropy.len() || !hex.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in entropy.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(entropy)
-}
-
-fn set_clock(clock_us: u64) {
-    let time = Timespec { tv_sec: (clock_us / 1_000_000) as i64, tv_nsec: (clock_us % 1_000_000) as i64 * 1_000 };
-    if let Err(error) = rustix::time::clock_settime(rustix::time::ClockId::Realtime, time) {
-        eprintln!("sbx-agent: cannot set the clock: {error}");
     }
 }
 

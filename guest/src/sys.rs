@@ -1,6 +1,6 @@
 //! Sys: the system calls that no safe wrapper covers. The only file with `unsafe`.
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ pub struct Confinement {
     pub uid: u32,
     pub gid: u32,
     /// `(RLIMIT_…, soft, hard)`.
-    pub limits: Vec<(u32, u64, u64)>,
+    pub limits: Vec<(libc::__rlimit_resource_t, u64, u64)>,
     pub filter: Vec<libc::sock_filter>,
 }
 
@@ -123,7 +123,7 @@ unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
         if libc::chdir(spawn.directory.as_ptr()) < 0 {
             return 5;
         }
-        // SIGCHLD is blocked in the agent, SIGPIPE ignored by the Rust runtime; both are inherited.
+        // What the agent blocks and ignores would be inherited.
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
@@ -138,6 +138,26 @@ unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
         }
         0
     }
+}
+
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: only the descriptor's flags are read.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Makes `stream` descriptors 0, 1 and 2.
+pub fn become_standard_streams(stream: OwnedFd) -> Result<(), Errno> {
+    let fd = stream.into_raw_fd();
+    // SAFETY: the descriptor was given up by its owner just now; 0 to 2 have none.
+    unsafe {
+        for standard in 0..=2 {
+            check(libc::dup2(fd, standard))?;
+        }
+        if fd > 2 {
+            libc::close(fd);
+        }
+    }
+    Ok(())
 }
 
 /// A descriptor that becomes readable when a child ends; blocks SIGCHLD otherwise.
