@@ -1,7 +1,8 @@
 /** `sbx run`: one or more sources, each in a VM of its own. */
 import { Semaphore } from "../base/async.ts";
 import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
-import { EnvVarValidationError } from "../base/errors.ts";
+import { EnvVarValidationError, messageOf } from "../base/errors.ts";
+import { lineLogger, type Logger, silentLogger } from "../base/log.ts";
 import { checkEnv } from "../run/env.ts";
 import type { RunRequest } from "../run/request.ts";
 import type { CliContext, CliScheduler } from "./context.ts";
@@ -118,11 +119,12 @@ async function execute(context: CliContext, input: Input): Promise<number> {
     progress.clear();
     context.stderr.write(`${printable(line)}\n`);
   };
+  const log = options.isDebug ? lineLogger("debug", onLog) : silentLogger();
   await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug: options.isDebug });
   const [only] = sources;
   return only !== undefined && sources.length === 1
-    ? await runOne(only, { context, scheduler, options, progress })
-    : await runSeveral(sources, { context, scheduler, options, progress });
+    ? await runOne(only, { context, scheduler, options, progress, log })
+    : await runSeveral(sources, { context, scheduler, options, progress, log });
 }
 
 interface Job {
@@ -130,6 +132,7 @@ interface Job {
   readonly scheduler: CliScheduler;
   readonly options: RunOptions;
   readonly progress: Progress;
+  readonly log: Logger;
 }
 
 /** Runs one source; its output passes through as it arrives, unless a result is wanted as JSON. */
@@ -186,7 +189,7 @@ function header(text: string, hasColor: boolean): string {
 /** Runs one source; a failure is an outcome too. */
 async function runSource(
   source: Source,
-  { context, scheduler, options }: Job,
+  { context, scheduler, options, log }: Job,
   callbacks: Pick<RunRequest, "onStdout" | "onStderr">,
 ): Promise<Outcome> {
   const request: RunRequest = {
@@ -198,8 +201,12 @@ async function runSource(
     ...(options.isDebug ? { onBootLog: (text: string) => context.stderr.write(printable(text)) } : {}),
   };
   try {
-    return { result: await scheduler.run(request) };
+    const result = await scheduler.run(request);
+    const { start, exitCode, timing } = result;
+    log.debug("run finished", { source: source.label, start, exitCode, ...timing });
+    return { result };
   } catch (error) {
+    log.debug("run failed", { source: source.label, reason: messageOf(error) });
     return { error };
   }
 }

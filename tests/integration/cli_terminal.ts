@@ -151,8 +151,8 @@ export class Terminal implements AsyncDisposable {
   }
 
   /** Waits for the program's end; returns its exit status. */
-  async exitCode(): Promise<number> {
-    return Number(/\[status (\d+)\]/.exec(await this.shows(/\[status \d+\]/))?.[1]);
+  async exitCode(timeoutMs?: number): Promise<number> {
+    return Number(/\[status (\d+)\]/.exec(await this.shows(/\[status \d+\]/, timeoutMs))?.[1]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
