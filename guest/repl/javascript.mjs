@@ -106,6 +106,7 @@ function defineOutput(name, descriptor) {
     });
     return Object.assign(output, { fd: descriptor, _type: "pipe", _isStdio: true });
   };
+  process[name] = undefined; // Unlike defineProperty, an assignment does not bring Bun's own stream into being.
   defineProperty(process, name, {
     __proto__: null,
     configurable: true,
@@ -159,8 +160,11 @@ const VARIABLE = /^(?=(?:let|var|function|async function|class)\b)/gm;
 const IMPORTED = /^import ([^"]*?) from "/gm;
 const NAME = /(?:^|[\s,{*])([\p{ID_Start}$_][\p{ID_Continue}$]*)(?=\s*(?:,|\}|$))/gu;
 
+const DECLARATION = /^(?:export|import|const|let|var|function|async function|class)\b/m;
+
 /** The top-level names of a printed module: `{constant: [...], variable: [...]}`. */
 function declarations(transpiler, printed) {
+  if (exec(DECLARATION, printed) === null) return { constant: [], variable: [] };
   const plain = replaceEach(EXPORT_LIST, replaceEach(EXPORTED, printed, ""), "");
   let imported = "";
   eachMatch(IMPORTED, plain, (match) => {
@@ -204,15 +208,18 @@ function exportEach(transpiler, plain) {
   }
 }
 
-const STATEMENT = /^(?:(?:const|let|var|function|async function|class|export|if|for|while|do|switch|try|throw|with|debugger)\b|import(?! ?[(.])|[{;@])/;
+const STATEMENT = /^(?:(?:const|let|var|function|async function|class|export|if|for|while|do|switch|try|throw|with|debugger)\b|import(?! ?[(.])|[\w$]+:|[{;@])/;
 const BOUNDARY = /[\n;}]/;
 const BLANK_LINES = /\n\n+/g;
+const SIMPLE = /^[^\n;/]*;?\s*$/;
 
 /** Where the trailing expression stands in the source: `[start, end]`, or null when there is none. */
 function trailingExpression(transpiler, source, printed) {
   let begin = printed.length - 1;
   while (begin > 0 && (printed[begin - 1] !== "\n" || includes(" \n)]}`", printed[begin]))) begin--;
   if (printed === "" || exec(STATEMENT, slice(printed, begin)) !== null) return null;
+  if (startsWith(slice(printed, begin), "console.")) return null; // No value, the most frequent last statement.
+  if (begin === 0 && exec(SIMPLE, source) !== null) return [0, source.length];
   const whole = replaceEach(BLANK_LINES, printed, "\n");
   const print = (text) => {
     try {
@@ -221,6 +228,7 @@ function trailingExpression(transpiler, source, printed) {
       return null;
     }
   };
+  const rest = replaceEach(BLANK_LINES, slice(printed, 0, begin), "\n");
   let end = source.length;
   for (let start = source.length - 1, cuts = 0; start >= -1; start--) {
     if (start >= 0 && exec(BOUNDARY, source[start]) === null) continue;
@@ -230,10 +238,9 @@ function trailingExpression(transpiler, source, printed) {
     }
     const last = print(slice(source, start + 1, end));
     if (last === "") end = start + 1;
-    // The right cut is the one where both sides print as the whole does.
-    if (!last || !endsWith(whole, last)) continue;
-    const before = print(slice(source, 0, start + 1));
-    if (before !== null && before + last === whole) return [start + 1, end];
+    // The right cut is the one before which the source prints as the whole does. The tail may differ (inlined enums).
+    if (!last || (cuts > 8 && !endsWith(whole, last))) continue;
+    if ((start < 0 ? "" : print(slice(source, 0, start + 1))) === rest) return exec(STATEMENT, last) === null ? [start + 1, end] : null;
   }
   return null;
 }
@@ -248,6 +255,17 @@ function provideJsx() {
     build.module("react/jsx-dev-runtime", () => ({ exports, loader: "object" }));
     build.module("react/jsx-runtime", () => ({ exports, loader: "object" }));
   }
+}
+
+const CALL = /\bimport\b|\bnew\b|[\w$)\]}"'`?]\s*[(`]/;
+const CONSOLE_CALL = /\bconsole\.\w+\(/g;
+
+/**
+ * Whether the code may run for long: to let SIGINT stop it costs a thread. What only assigns, computes and logs needs none;
+ * a getter or a coercion that never ends is then the agent's to kill.
+ */
+function mayRunLong(printed) {
+  return exec(CALL, replaceEach(CONSOLE_CALL, printed, "")) !== null;
 }
 
 const TRAILING_SEMICOLON = /;?\s*$/;
@@ -272,7 +290,7 @@ function instrument(source) {
   }
   const head = cases === "" ? "" : LINK;
   const tail = cases === "" ? "\nexport{}" : `\nexport function $$names(name,set,value){switch(name){${cases}}}`;
-  const unit = { loader, source, constant, variable, plain: head + source + tail, capturing: null, shifts: [] };
+  const unit = { loader, source, constant, variable, plain: head + source + tail, capturing: null, shifts: [], long: mayRunLong(printed) };
   unit.shifts[0] = { line: 1, column: 0, by: head.length };
   const cut = trailingExpression(transpiler, source, printed);
   if (cut !== null) {
@@ -332,7 +350,7 @@ function describeError(error, depth = 0) {
   if (error instanceof BuildMessage) {
     const { position, message } = error;
     const match = position && exec(/<input (\d+)>$/, position.file);
-    const name = match ? match[1] : count;
+    const name = match ? match[1] : running?.number;
     const unit = sources[name];
     const own = position && unit && (match || position.file === "" || position.file === "input.tsx");
     const place = own ? excerpt(name, unit.source, position.line, position.column) : position ? `${position.file}:${position.line}\n` : "";
@@ -440,10 +458,11 @@ function start(execution, contents) {
   const { path, unit } = execution;
   build.module(path, () => ({ contents, loader: unit.loader }));
   hooks.value = undefined;
-  inside = true;
+  inside = unit.long;
   let stopped = false;
   try {
-    runScript(starter, ARMED);
+    if (unit.long) runScript(starter, ARMED);
+    else hooks.start();
   } catch {
     stopped = true;
   }
@@ -461,7 +480,8 @@ function start(execution, contents) {
     else finish(execution, 0, value);
   }, (error) => {
     delete requireCache[path];
-    if (error instanceof BuildMessage && contents === unit.capturing) start(execution, unit.plain);
+    const unparsable = error instanceof BuildMessage || error?.errors?.[0] instanceof BuildMessage;
+    if (unparsable && contents === unit.capturing) start(execution, unit.plain);
     else fail(execution, error);
   });
 }
@@ -601,17 +621,18 @@ function execute(id, seed, block, source) {
   } catch {
     // Deleted by user code.
   }
-  const path = `${directory}/<input ${count}>`;
-  const execution = { id, path, before, unit: null, promise: null, published: [], code: null, value: null };
+  // Names come round again: Bun never forgets a module's name and source map, it only replaces them.
+  const number = (count - 1) % SOURCES_LIMIT + 1;
+  const path = `${directory}/<input ${number}>`;
+  const execution = { id, number, path, before, unit: null, promise: null, published: [], code: null, value: null };
   running = execution;
-  sources[count] = { source, shifts: [] };
-  delete sources[count - SOURCES_LIMIT];
+  sources[number] = { source, shifts: [] };
   try {
     execution.unit = instrument(source);
   } catch (error) {
     return fail(execution, error);
   }
-  sources[count] = { source: execution.unit.source, shifts: execution.unit.shifts };
+  sources[number] = { source: execution.unit.source, shifts: execution.unit.shifts };
   bun.main = path; // import.meta.main and require.main === module hold, as in a script.
   start(execution, execution.unit.capturing ?? execution.unit.plain);
 }
