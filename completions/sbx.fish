@@ -39,7 +39,7 @@ complete -c sbx -n '__sbx_is run' -s j -l jobs -x -d 'how many sources run at on
 complete -c sbx -n '__sbx_is run' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is run' -s V -l version -d 'show the version'
 complete -c sbx -n '__sbx_is run' -F
-complete -c sbx -n __sbx_is_first -a prefetch -d 'verify the images and make the start templates ahead, so that the first run is as fast as the next'
+complete -c sbx -n __sbx_is_first -a prefetch -d 'download and verify the images, then make the start templates for this host'
 complete -c sbx -n '__sbx_is prefetch' -l arch -x -a 'x86_64 aarch64' -d 'images of x86_64 or aarch64; default: this host\'s own'
 complete -c sbx -n '__sbx_is prefetch' -s q -l quiet -d 'show no progress'
 complete -c sbx -n '__sbx_is prefetch' -s h -l help -d 'show this help'

@@ -34,6 +34,12 @@ export interface OpenOptions {
 /** What commands need of a scheduler. */
 export type CliScheduler = Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose>;
 
+/** Who hears of a fetch or a verification, and what ends it. */
+export interface FetchRequest {
+  readonly onProgress: OnProgress;
+  readonly signal: AbortSignal;
+}
+
 /** What a build of the images is asked for. */
 export type BuildRequest = Pick<BuildOptions, "sourceDir" | "languages" | "isForced" | "onProgress" | "onWarning" | "signal">;
 
@@ -42,7 +48,9 @@ export interface CliImages {
   readonly directory: string;
   open(): Promise<Assets>;
   /** Compares every byte with the manifest. */
-  verify(options: { readonly onProgress: OnProgress; readonly signal: AbortSignal }): Promise<readonly VerifiedFile[]>;
+  verify(request: FetchRequest): Promise<readonly VerifiedFile[]>;
+  /** Makes sure that the wanted version is there, whole: verifies it, or downloads it. */
+  fetch(request: FetchRequest): Promise<void>;
   /** Builds from source, and publishes here. */
   build(request: BuildRequest): Promise<BuildResult>;
   /** Removes the files; returns the bytes freed. */

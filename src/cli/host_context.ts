@@ -26,7 +26,7 @@ export function hostContext(options: { readonly signal: AbortSignal; readonly on
     env,
     signal: options.signal,
     openScheduler,
-    openImages: async (arch) => await (await import("./host_images.ts")).openHostImages(env, arch),
+    openImages: async (arch) => (await import("./host_images.ts")).openHostImages(env, arch),
     doctorChecks: async () => (await import("./doctor_checks.ts")).hostChecks(env),
   };
 }

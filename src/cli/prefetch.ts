@@ -12,7 +12,7 @@ const ARCHITECTURES: readonly Arch[] = ["x86_64", "aarch64"];
 /** The command. */
 export const prefetch: Command = {
   name: "prefetch",
-  summary: "verify the images and make the start templates ahead, so that the first run is as fast as the next",
+  summary: "download and verify the images, then make the start templates for this host",
   options: [
     { long: "arch", value: "ARCH", completion: ARCHITECTURES, help: "images of x86_64 or aarch64; default: this host's own" },
     { long: "quiet", short: "q", help: "show no progress" },
@@ -29,7 +29,7 @@ async function execute(context: CliContext, input: Input): Promise<number> {
   }
   using progress = new Progress(context.stderr, { isQuiet: input.has("quiet") });
   const images = await context.openImages(arch);
-  await images.verify({ onProgress: progress.update, signal: context.signal });
+  await images.fetch({ onProgress: progress.update, signal: context.signal });
   // A template is a running machine of this host's own kind.
   if (arch === undefined || arch === readPlatform().arch) await bakeAhead(context, await images.open(), progress);
   return EXIT.ok;
