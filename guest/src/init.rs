@@ -156,13 +156,14 @@ fn mount_memory_file_systems() -> Result<(), Fatal> {
     mount_tmpfs("/root/run", 16 * MIB, Some(1_024), "mode=0755")
 }
 
-/// A tmpfs with a user quota of its full size where the kernel has quotas. Its limits answer first, with the ENOSPC that programs expect.
+/// A tmpfs with a user quota where the kernel has quotas. The quota is larger than the file system by a little: that one's limit shall
+/// answer first, with the ENOSPC that programs expect.
 fn mount_tmpfs(target: &str, size_bytes: u64, inodes: Option<u32>, options: &str) -> Result<(), Fatal> {
     let mut data = format!("{options},size={size_bytes}");
-    let mut quota = format!("usrquota,usrquota_block_hardlimit={size_bytes}");
+    let mut quota = format!("usrquota,usrquota_block_hardlimit={}", size_bytes + MIB);
     if let Some(inodes) = inodes {
         data += &format!(",nr_inodes={inodes}");
-        quota += &format!(",usrquota_inode_hardlimit={inodes}");
+        quota += &format!(",usrquota_inode_hardlimit={}", inodes + 1);
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     let with_quota = to_c_string(&format!("{data},{quota}"));
