@@ -115,7 +115,8 @@ export function processIdentity(pid: number): ProcessIdentity | undefined {
 
 /** True while that very process runs. */
 export function isSameProcess(identity: ProcessIdentity): boolean {
-  return processIdentity(identity.pid)?.startTicks === identity.startTicks;
+  const current = processIdentity(identity.pid);
+  return current !== undefined && current.startTicks === identity.startTicks;
 }
 
 /** This process's identity. */
@@ -141,8 +142,8 @@ export class FileLock implements AsyncDisposable {
       options.signal?.throwIfAborted();
       const lock = await FileLock.tryAcquire(file);
       if (lock) return lock;
-      const holder = await readHolder(file);
-      if (holder && !hasWaited) {
+      const holder = hasWaited ? undefined : (await readLock(file))?.holder;
+      if (holder && isSameProcess(holder)) {
         hasWaited = true;
         options.onWait?.(holder.pid);
       }
@@ -169,7 +170,7 @@ export class FileLock implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if ((await readHolder(this.#file))?.token === this.#token) await fs.rm(this.#file, { force: true });
+    if ((await readLock(this.#file))?.holder?.token === this.#token) await fs.rm(this.#file, { force: true });
   }
 }
 
@@ -177,29 +178,43 @@ interface Holder extends ProcessIdentity {
   readonly token: string;
 }
 
-async function readHolder(file: string): Promise<Holder | undefined> {
+interface LockFile {
+  readonly text: string;
+  /** Undefined when the file is none of ours, or was damaged. */
+  readonly holder: Holder | undefined;
+}
+
+/** What is at `file`, or undefined when nothing is. Throws when that cannot be known: such a lock is nobody's to break. */
+async function readLock(file: string): Promise<LockFile | undefined> {
   try {
-    return JSON.parse(await fs.readFile(file, "utf8")) as Holder;
-  } catch {
-    return undefined; // Released meanwhile, or no lock file of ours: the next attempt decides.
+    const text = await fs.readFile(file, "utf8");
+    return { text, holder: parseHolder(text) };
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
   }
 }
 
-/** Takes a dead holder's lock file away. Only one process can win the rename, and it checks what it took. */
-async function breakIfDead(file: string): Promise<void> {
-  const holder = await readHolder(file);
-  if (holder && isSameProcess(holder)) return;
-  const grave = path.join(path.dirname(file), temporaryName());
+function parseHolder(text: string): Holder | undefined {
   try {
-    await fs.rename(file, grave);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
-    throw error;
+    const { pid, startTicks, token } = JSON.parse(text);
+    const isHolder = Number.isInteger(pid) && pid > 0 && Number.isInteger(startTicks) && typeof token === "string";
+    return isHolder ? { pid, startTicks, token } : undefined;
+  } catch {
+    return undefined; // Not JSON, or null: no holder of ours wrote it.
   }
-  const taken = await readHolder(grave);
-  // Another process broke the dead lock and took it between our look and our rename: give it back.
-  if (taken && isSameProcess(taken)) await fs.link(grave, file).catch(() => {}); // Taken again already: its holder keeps it.
-  await fs.rm(grave, { force: true });
+}
+
+/**
+ * Takes a dead holder's lock file away. The right to do so is a lock of its own, named after the very content: whoever has it finds that
+ * content still there or already gone, and never removes what a living process has put in its place.
+ */
+async function breakIfDead(file: string): Promise<void> {
+  const found = await readLock(file);
+  if (!found || (found.holder && isSameProcess(found.holder))) return;
+  const digest = createHash("sha256").update(found.text).digest("hex").slice(0, 16);
+  await using right = await FileLock.tryAcquire(`${file}.${digest}`);
+  if (right && (await readLock(file))?.text === found.text) await fs.rm(file, { force: true });
 }
 
 function temporaryName(): string {
