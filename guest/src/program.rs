@@ -27,6 +27,16 @@ const ENVIRONMENT: [&str; 7] = [
     "TERM=dumb",
 ];
 
+/// What the script asks for, and hides from the user's code: no wake-ups while idle, one thread on the one processor, imports that
+/// compile at once so that an interrupt reaches them, no files written beside sources.
+const JAVASCRIPT_ENVIRONMENT: [&str; 5] = [
+    "BUN_GC_TIMER_DISABLE=1",
+    "BUN_JSC_useConcurrentJIT=0",
+    "BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER=1",
+    "BUN_RUNTIME_TRANSPILER_CACHE_PATH=0",
+    "BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW=1",
+];
+
 /// Writes the language's script, owned by root and read-only, and says how to start it.
 pub fn prepare(language: &str) -> Result<Program, Fatal> {
     fs::mkdir(DIRECTORY, Mode::from_raw_mode(0o755)).action("make the scripts' directory")?;
@@ -40,7 +50,9 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
         "javascript" => {
             let script = put_script("javascript.mjs", JAVASCRIPT_SCRIPT)?;
             let path = first_existing(&["/usr/local/bin/bun", "/usr/bin/bun"])?;
-            Ok(program(&path, &[&path, &script]))
+            let mut program = program(&path, &[&path, "--no-install", &script]);
+            program.env.extend(owned(&JAVASCRIPT_ENVIRONMENT));
+            Ok(program)
         }
         "raw" => {
             put_script("shell.sh", SHELL_SCRIPT)?;
@@ -52,8 +64,11 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
     }
 }
 
+fn owned(texts: &[&str]) -> Vec<CString> {
+    texts.iter().filter_map(|text| CString::new(*text).ok()).collect()
+}
+
 fn program(path: &str, args: &[&str]) -> Program {
-    let owned = |texts: &[&str]| texts.iter().filter_map(|text| CString::new(*text).ok()).collect::<Vec<_>>();
     Program {
         path: CString::new(path).unwrap_or_default(),
         args: owned(args),
