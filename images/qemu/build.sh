@@ -3,12 +3,14 @@
 # SOURCE: unpacked source package; PYTHON: an interpreter whose environment has meson and pycotap.
 set -eu
 source=$1 python=$2 arch=$3 out=$4
+here=$(cd "$(dirname "$0")" && pwd)
 case $arch in
   x86_64) devices="MICROVM VIRTIO_MMIO VIRTIO_BLK VIRTIO_SERIAL VIRTIO_RNG VIRTIO_BALLOON" ;;
   aarch64) devices="ARM_VIRT VIRTIO_MMIO VIRTIO_BLK VIRTIO_SERIAL VIRTIO_RNG VIRTIO_BALLOON" ;;
   *) echo "build.sh: unknown architecture $arch" >&2 && exit 2 ;;
 esac
 cd "$source"
+for patch in "$here"/patches/*.patch; do patch -p1 --batch < "$patch"; done
 # The device list is the attack surface: six models instead of some two hundred.
 for device in $devices; do echo "CONFIG_$device=y"; done > "configs/devices/$arch-softmmu/sbx.mak"
 mkdir -p build && cd build
