@@ -2,30 +2,23 @@
 import path from "node:path";
 import process from "node:process";
 import { z } from "zod";
-import { VmConfigError } from "../base/errors.ts";
+import { shown, VmConfigError } from "../base/errors.ts";
 import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { LOG_LEVELS, type LogLevel } from "../base/log.ts";
 import { cacheDirectory } from "../host/platform.ts";
 
 const ENV_PREFIX = "EXEC_SANDBOX_";
 
-/** Strings `1 true yes on` and `0 false no off` in any case; what the environment can say. */
-const flag = z.union([
-  z.boolean(),
-  z.string().transform((text, context) => {
-    const word = text.trim().toLowerCase();
-    if (["1", "true", "yes", "on"].includes(word)) return true;
-    if (["0", "false", "no", "off", ""].includes(word)) return false;
-    context.addIssue({ code: "custom", message: "must be one of 1, true, yes, on, 0, false, no, off" });
-    return z.NEVER;
-  }),
-]);
+const integer = (min: number, max: number) =>
+  bounded(z.number({ error: "must be a whole number" }).int({ error: "must be a whole number" }), min, max);
+const ratio = (min: number, max: number) => bounded(z.number({ error: "must be a number" }), min, max);
+const flag = z.boolean({ error: "must be true or false" });
+const anyText = z.string({ error: "must be a text" });
+const text = anyText.min(1, { error: "must not be empty" });
 
-/** A number, or its text as the environment has it; an empty text is refused, not read as 0. */
-const number = z.union([z.number(), z.string().trim().regex(/^-?\d+(\.\d+)?$/, "must be a number").transform(Number)]);
-const integer = (min: number, max: number) => number.pipe(z.number().int().min(min).max(max));
-const ratio = (min: number, max: number) => number.pipe(z.number().min(min).max(max));
-const text = z.string().min(1);
+function bounded(number: z.ZodNumber, min: number, max: number): z.ZodNumber {
+  return number.min(min, { error: `must be at least ${min}` }).max(max, { error: `must be at most ${max}` });
+}
 
 const schema = z.strictObject({
   warmPoolSize: integer(0, 1024).default(0),
@@ -36,13 +29,13 @@ const schema = z.strictObject({
   snapshotCacheDir: text.optional(),
   s3Bucket: text.optional(),
   s3Region: text.default("us-east-1"),
-  s3Prefix: z.string().default("snapshots/"),
+  s3Prefix: anyText.default("snapshots/"),
   s3Endpoint: text.optional(),
   maxConcurrentS3Uploads: integer(1, 16).default(4),
   memoryOvercommitRatio: ratio(0.1, 100).default(1.5),
   cpuOvercommitRatio: ratio(0.1, 1000).default(4),
   hostMemoryReserveRatio: ratio(0, 0.95).default(0.1),
-  resourceMonitorIntervalSeconds: number.pipe(z.number().min(1).max(60)).default(5),
+  resourceMonitorIntervalSeconds: ratio(1, 60).default(5),
   enablePackageValidation: flag.default(true),
   autoDownloadAssets: flag.default(true),
 });
@@ -72,11 +65,11 @@ export function resolveConfig(
 ): ResolvedConfig {
   const merged: Record<string, unknown> = { ...explicitFields(config) };
   const fromEnv = new Map<string, string>();
-  for (const field of Object.keys(schema.shape)) {
-    const name = ENV_PREFIX + field.replace(/[A-Z0-9]+/g, (part, at) => (at > 0 && /[A-Z]/.test(part) ? "_" : "") + part).toUpperCase();
+  for (const [field, type] of Object.entries(schema.shape)) {
+    const name = ENV_PREFIX + field.replace(/(?<=[a-z0-9])(?=[A-Z])/g, "_").toUpperCase();
     const value = env[name];
     if (field in merged || value === undefined || value === "") continue;
-    merged[field] = value;
+    merged[field] = fromText(type.unwrap().def.type, name, value);
     fromEnv.set(field, name);
   }
   const parsed = schema.safeParse(merged);
@@ -95,8 +88,8 @@ export function resolveConfig(
 
 /** Fields that were given; an explicit `undefined` counts as not given. */
 function explicitFields(config: SchedulerConfig): Record<string, unknown> {
-  if (typeof config !== "object" || config === null) {
-    throw new VmConfigError(`Cannot read the configuration: it must be an object, got ${config === null ? "null" : typeof config}`);
+  if (typeof config !== "object" || config === null || Array.isArray(config)) {
+    throw new VmConfigError(`Cannot read the configuration: it must be an object, got ${shown(config)}`);
   }
   return Object.fromEntries(Object.entries(config).filter(([, value]) => value !== undefined));
 }
@@ -113,34 +106,30 @@ function configError(
   }
   const field = String(issue?.path[0] ?? "");
   const source = fromEnv.get(field) ?? field;
-  return new VmConfigError(`Cannot set ${source}: ${wanted(issue)}, got ${JSON.stringify(values[field])}`);
+  return new VmConfigError(`Cannot set ${source}: ${issue?.message ?? "is not acceptable"}, got ${shown(values[field])}`);
 }
 
-/** What was wanted, in our words: zod's own messages name types, not units. */
-function wanted(issue: z.core.$ZodIssue | undefined): string {
-  if (issue?.code === "too_small") return `must be at least ${issue.minimum}`;
-  if (issue?.code === "too_big") return `must be at most ${issue.maximum}`;
-  if (issue?.code === "invalid_type") return `must be of type ${issue.expected}`;
-  if (issue?.code === "invalid_union") {
-    const inner = issue.errors.flat().find((error) => error.code !== "invalid_type");
-    return inner ? wanted(inner) : "must be of another type";
-  }
-  return issue?.message ?? "is not acceptable";
+/** What an environment variable says, in the type of its field; what cannot be read stays text, and the field's check refuses it. */
+function fromText(type: string, name: string, value: string): unknown {
+  if (type === "boolean") return parseFlag(name, value);
+  const word = value.trim();
+  return type === "number" && /^-?\d+(\.\d+)?$/.test(word) ? Number(word) : value;
+}
+
+function parseFlag(name: string, value: string): boolean {
+  const word = value.trim().toLowerCase();
+  if (["1", "true", "yes", "on"].includes(word)) return true;
+  if (["0", "false", "no", "off", ""].includes(word)) return false;
+  throw new VmConfigError(`Cannot set ${name}: must be one of 1, true, yes, on, 0, false, no, off, got ${shown(value)}`);
 }
 
 function readFlag(env: Readonly<Record<string, string | undefined>>, name: string): boolean {
-  const parsed = flag.safeParse(env[ENV_PREFIX + name] ?? "");
-  if (!parsed.success) {
-    throw new VmConfigError(
-      `Cannot set ${ENV_PREFIX}${name}: must be one of 1, true, yes, on, 0, false, no, off, got ${JSON.stringify(env[ENV_PREFIX + name])}`,
-    );
-  }
-  return parsed.data;
+  return parseFlag(ENV_PREFIX + name, env[ENV_PREFIX + name] ?? "");
 }
 
 function readLogLevel(value: string | undefined): LogLevel {
   const level = (value || "warning").toLowerCase();
   const known = LOG_LEVELS.find((candidate) => candidate === level);
-  if (!known) throw new VmConfigError(`Cannot set ${ENV_PREFIX}LOG_LEVEL: must be one of ${LOG_LEVELS.join(", ")}, got "${value}"`);
+  if (!known) throw new VmConfigError(`Cannot set ${ENV_PREFIX}LOG_LEVEL: must be one of ${LOG_LEVELS.join(", ")}, got ${shown(value)}`);
   return known;
 }
