@@ -30,7 +30,10 @@ const entry = z.object({
   sha256: z.string().regex(/^[0-9a-f]{64}$/),
   kind: z.enum(["kernel", "initrd", "rootfs", "qemu", "firmware", "jail"]),
   language: z.enum(IMAGE_LANGUAGES).optional(),
+  /** Versions a user may ask for, by name. */
   versions: z.record(z.string(), z.string()),
+  /** Bill of materials: every package inside, with its version. */
+  packages: z.record(z.string(), z.string()).optional(),
   /** Bytes by what takes them, before compression. */
   contents: z.record(z.string(), z.number()).optional(),
 });

@@ -193,8 +193,9 @@ class Publisher {
   add(result: StageResult): Promise<void> {
     for (const [name, { size, sha256 }] of Object.entries(result.files)) {
       const { kind, language } = KINDS[name] ?? unknownFile(name);
-      const { versions, contents } = result;
-      const entry = { size, sha256, kind, ...(language ? { language } : {}), versions, ...(contents ? { contents } : {}) };
+      const { versions, packages, contents } = result;
+      const more = { ...(packages ? { packages } : {}), ...(contents ? { contents } : {}) };
+      const entry = { size, sha256, kind, ...(language ? { language } : {}), versions, ...more };
       this.#manifest.files[name] = entry;
       this.#sources.set(name, path.join(result.directory, name));
     }

@@ -46,6 +46,7 @@ export interface Stage {
 /** What a stage knows about its files. */
 export interface StageFacts {
   readonly versions: Readonly<Record<string, string>>;
+  readonly packages?: Readonly<Record<string, string>>;
   readonly contents?: Readonly<Record<string, number>>;
 }
 

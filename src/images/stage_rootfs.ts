@@ -66,7 +66,7 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
       // Device nodes need privilege, and the guest's /dev is a devtmpfs.
       await context.exec(["tar", "-C", tree, "--exclude=./dev/*", "-xf", "root.tar"]);
       await fs.rm(path.join(context.work, "root.tar"));
-      Object.assign(versions, await installedPackages(tree));
+      const installed = await installedPackages(tree);
       await installExtras(context, tree);
       context.step("leaving out what is not needed", 60);
       await context.exec(["sh", path.join(root, "images/rootfs/prune.sh"), tree, language]);
@@ -74,7 +74,7 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
       const contents = await measure(tree);
       context.step("compressing", 70);
       await context.exec(["mkfs.erofs", ...EROFS_OPTIONS, path.join(context.out, ROOT_IMAGE_NAMES[language]), tree], { isSilent: true });
-      return { versions, contents };
+      return { versions: { ...versions, ...named(installed) }, packages: { ...installed, ...versions }, contents };
     },
   };
 }
@@ -108,6 +108,23 @@ async function bootstrap(shop: Workshop, context: StageContext, packages: readon
     await fs.rm(path.join(context.work, "root.tar"), { force: true });
     await make(undated);
   }
+}
+
+/** Packages that `versions` names, by the name a user knows. */
+const NAMED: ReadonlyArray<readonly [string, RegExp]> = [
+  ["python", /^python3\.\d+$/],
+  ["gcc", /^gcc-\d+$/],
+  ["cloudpickle", /^python3-cloudpickle$/],
+  ["bash", /^bash$/],
+  ["git", /^git$/],
+  ["glibc", /^libc6$/],
+];
+
+function named(packages: Readonly<Record<string, string>>): Record<string, string> {
+  return Object.fromEntries(NAMED.flatMap(([name, pattern]) => {
+    const found = Object.keys(packages).find((candidate) => pattern.test(candidate));
+    return found === undefined ? [] : [[name, packages[found] ?? ""]];
+  }));
 }
 
 /** Name and version of every package in the tree: the image's bill of materials. */
