@@ -6,6 +6,7 @@ import os from "node:os";
 import path from "node:path";
 import process from "node:process";
 import { test } from "node:test";
+import { noLeftovers } from "../support/leftovers.ts";
 import { hasProgram, quoted, ROOT, Terminal } from "./cli_terminal.ts";
 
 const script = (name: string) => path.join(ROOT, "completions", name);
@@ -106,3 +107,5 @@ test("zsh offers commands, options, values and files", { skip: skip("zsh", "tmux
     await offers("sbx completions ", /bash +fish +zsh/);
   });
 });
+
+noLeftovers();

@@ -76,7 +76,7 @@ test("remove takes the images away, and nothing else", async (t) => {
 
 test("prefetch without images says that the network must not be used", async (t) => {
   const cache = temporaryDirectory(t);
-  const env = { EXEC_SANDBOX_CACHE_DIR: cache, EXEC_SANDBOX_ASSET_URL: "http://127.0.0.1:9/releases" };
+  const env = { EXEC_SANDBOX_CACHE_DIR: cache, EXEC_SANDBOX_IMAGES_DIR: "", EXEC_SANDBOX_ASSET_URL: "http://127.0.0.1:9/releases" };
   const offline = await sbx(["prefetch"], { env: { ...env, EXEC_SANDBOX_OFFLINE: "1" } });
   assert.equal(offline.code, 125);
   assert.match(offline.stderr, /EXEC_SANDBOX_OFFLINE is set/);
@@ -87,7 +87,8 @@ test("prefetch without images says that the network must not be used", async (t)
 
 test("a build without sources says where they could come from", async (t) => {
   const cache = temporaryDirectory(t);
-  const { code, stderr } = await sbx(["images", "build", "--source", cache], { env: { EXEC_SANDBOX_CACHE_DIR: path.join(cache, "c") } });
+  const env = { EXEC_SANDBOX_CACHE_DIR: path.join(cache, "c"), EXEC_SANDBOX_IMAGES_DIR: "" };
+  const { code, stderr } = await sbx(["images", "build", "--source", cache], { env });
   assert.equal(code, 125);
   assert.ok(stderr.includes(cache), stderr);
 });

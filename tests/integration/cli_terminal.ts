@@ -118,7 +118,7 @@ export class Terminal implements AsyncDisposable {
     const directory = await fs.mkdtemp(path.join(os.tmpdir(), "sbx-terminal-"));
     const terminal = new Terminal(`sbx-${randomUUID()}`, directory);
     // The shell outlives the program, whatever ends that, so that its last words and its status can be read.
-    const line = `trap : INT TERM HUP; ${command}; echo "[status $?]"; sleep 600`;
+    const line = `trap : INT TERM HUP; ${command}; echo "[status $?]"; trap - HUP; read -r _`;
     const { columns, rows } = size;
     await terminal.#tmux(["-f", "/dev/null", "new-session", "-d", "-x", String(columns), "-y", String(rows), "-c", ROOT, line]);
     return terminal;
