@@ -26,6 +26,11 @@ export interface SpawnOptions {
   readonly cwd?: string;
   /** SIGTERM comes first when the child is released; `false` for programs that own nothing worth saving. Default true. */
   readonly isTermFirst?: boolean;
+  /**
+   * The child counts as ended only when its pipes are closed as well: for a launcher whose program may outlive it by some milliseconds
+   * after a kill. The owner must read every pipe. Default false.
+   */
+  readonly isGoneWithPipes?: boolean;
 }
 
 /** How a process ended. */
@@ -92,7 +97,9 @@ export class Child implements AsyncDisposable {
       ...(options.env === undefined ? {} : { env: { ...options.env } }),
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     });
-    const exited = new Promise<ExitStatus>((resolve) => raw.once("exit", (code, signal) => resolve({ code, signal })));
+    const exited = new Promise<ExitStatus>((resolve) =>
+      raw.once(options.isGoneWithPipes ? "close" : "exit", (code, signal) => resolve({ code, signal }))
+    );
     return new Promise((resolve, reject) => {
       raw.on("error", reject); // Only the first can matter; without a listener a later one would end this process.
       const started = () => {

@@ -11,6 +11,7 @@ import type { Platform } from "../host/platform.ts";
 import { run } from "../host/process.ts";
 import type { Assets } from "../images/assets.ts";
 import { type ConfinementLayers, noConfinement, parseProbe } from "../qemu/confine.ts";
+import { confinementFacts } from "../qemu/confinement_facts.ts";
 import { acceleratorCandidates, type Candidates, findQemu, readAcceleratorFacts } from "../qemu/probe.ts";
 import { type CanaryHost, chooseCandidate } from "../vm/canary.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
@@ -56,12 +57,12 @@ export async function candidatesOf({ config, platform }: HostInputs): Promise<Ca
   return acceleratorCandidates(await readAcceleratorFacts(platform, config.isEmulationForced));
 }
 
-/** Which layers this host allows: asked of the jail once per boot of the host, then remembered. */
+/** Which layers this host allows: asked of the jail once per boot of the host and set of rights, then remembered. */
 export async function probeConfinement(assets: Assets, platform: Platform, config: ResolvedConfig): Promise<ConfinementLayers> {
   if (platform.os !== "linux") return noConfinement(`sbx-jail needs Linux, this is ${platform.os}`);
   const jail = assets.jail;
   if (jail === undefined) return noConfinement("the images directory has no sbx-jail", "sbx images build");
-  const inputs = [jail.path, jail.sha256, platform.kernelRelease, platform.bootId, platform.isRoot];
+  const inputs = [jail.path, jail.sha256, platform.kernelRelease, platform.bootId, confinementFacts()];
   const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex").slice(0, 32);
   const file = path.join(probeDirectory(config), `confinement-${key}.json`);
   try {

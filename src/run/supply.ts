@@ -8,6 +8,7 @@ import type { ResolvedConfig } from "../config/config.ts";
 import { type Platform, readPlatform } from "../host/platform.ts";
 import { type Assets, defaultImagesDirectory, openAssets } from "../images/assets.ts";
 import { verifyFile } from "../images/verify.ts";
+import { sweepCgroups } from "../qemu/cgroup.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
 import { launch } from "../vm/launch.ts";
@@ -149,12 +150,16 @@ export class Supply implements AsyncDisposable {
     const { log } = this.#hooks;
     const journal = this.#owned.use("journal", await Journal.open(root, log));
     void reap(root, log).catch((error) => log.warning("leftovers could not be looked for", { reason: messageOf(error) }));
-    return await findHypervisor({
+    const hypervisor = await findHypervisor({
       config: this.#config,
       platform: this.platform,
       assets: this.#assets,
       ownerToken: journal.token,
       log,
     });
+    void sweepCgroups(hypervisor.confinement).catch((error) =>
+      log.warning("old cgroups could not be removed", { reason: messageOf(error) })
+    );
+    return hypervisor;
   }
 }

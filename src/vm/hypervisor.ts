@@ -1,5 +1,6 @@
 /** Hypervisor: which files and host facts every launch of one scheduler uses, found once; and what one launch may ask. */
 import type { ConfinementLayers } from "../qemu/confine.ts";
+import { kernelCommandLine } from "../qemu/machine.ts";
 import type { Candidate } from "../qemu/probe.ts";
 import type { Qemu } from "../qemu/probe.ts";
 import type { Platform } from "../host/platform.ts";
@@ -52,4 +53,11 @@ export interface LaunchRequest {
   readonly isDiagnostic?: boolean;
   /** Overrides the default deadline for the guest's first answer. */
   readonly readyTimeoutMs?: number;
+}
+
+/** The kernel's command line for `language`: the same for every boot of one hypervisor. */
+export function commandLineFor(hypervisor: Hypervisor, language: string, console: "socket" | "serial" = "socket"): string {
+  const { qemu, candidate, platform } = hypervisor;
+  const hasNanosecondTsc = qemu.isOwn && candidate.accelerator === "tcg" && platform.arch === "x86_64";
+  return kernelCommandLine({ language, console, hasNanosecondTsc });
 }

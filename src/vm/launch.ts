@@ -5,20 +5,12 @@ import { BOOT_TIMEOUT_MS, CLONE_TIMEOUT_MS } from "../base/limits.ts";
 import { Scope } from "../base/scope.ts";
 import { GuestChannel } from "../channel/guest.ts";
 import { Child } from "../host/process.ts";
+import { VmCgroup } from "../qemu/cgroup.ts";
 import { confine, type ConfinedFile } from "../qemu/confine.ts";
-import {
-  CONSOLE_FD,
-  CONTROL_FD,
-  kernelCommandLine,
-  machineArgs,
-  type MachineSpec,
-  type Memory,
-  QMP_FD,
-  type Start,
-} from "../qemu/machine.ts";
+import { CONSOLE_FD, CONTROL_FD, machineArgs, type MachineSpec, type Memory, QMP_FD, type Start } from "../qemu/machine.ts";
 import { Qmp } from "../qemu/qmp.ts";
 import { Console } from "./console.ts";
-import type { Hypervisor, LaunchRequest, Origin } from "./hypervisor.ts";
+import { commandLineFor, type Hypervisor, type LaunchRequest, type Origin } from "./hypervisor.ts";
 import { Vm } from "./vm.ts";
 
 /**
@@ -30,9 +22,20 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
   const startedAt = performance.now();
   const id = `vm-${hypervisor.ownerToken}-${randomBytes(6).toString("hex")}`;
   const hasConsole = request.onConsole !== undefined || request.origin.kind !== "clone";
-  const argv = commandOf(hypervisor, request, { id, hasConsole });
+  const group = VmCgroup.of(hypervisor.confinement, id);
+  if (group) scope.use("cgroup", group);
+  const argv = commandOf(hypervisor, request, { id, hasConsole, ...(group ? { cgroupDirectory: group.directory } : {}) });
   // Nothing in a QEMU is worth saving: it is killed at once.
-  const child = scope.barrier("qemu", await Child.spawn(argv, { pipes: hasConsole ? 3 : 2, stderr: "pipe", isTermFirst: false, env: {} }));
+  const child = scope.barrier(
+    "qemu",
+    await Child.spawn(argv, {
+      pipes: hasConsole ? 3 : 2,
+      stderr: "pipe",
+      isTermFirst: false,
+      isGoneWithPipes: true,
+      env: {},
+    }),
+  );
   const [qmpPipe, controlPipe, consolePipe] = child.pipes;
   if (!qmpPipe || !controlPipe) throw new Error("Internal error: QEMU has no pipes");
   const vm = new Vm({
@@ -50,8 +53,14 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
   return vm;
 }
 
+interface VmNames {
+  readonly id: string;
+  readonly hasConsole: boolean;
+  readonly cgroupDirectory?: string;
+}
+
 /** The whole command, confinement outermost. */
-function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: { id: string; hasConsole: boolean }): [string, ...string[]] {
+function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames): [string, ...string[]] {
   const { files, qemu } = hypervisor;
   const rootImage = files.rootImage(request.language).path;
   const spec: MachineSpec = {
@@ -78,6 +87,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: { id: str
     ],
     keepFds: vm.hasConsole ? [QMP_FD, CONTROL_FD, CONSOLE_FD] : [QMP_FD, CONTROL_FD],
     memoryMiB: request.memoryMiB,
+    ...(vm.cgroupDirectory === undefined ? {} : { cgroupDirectory: vm.cgroupDirectory }),
   });
 }
 
@@ -107,7 +117,7 @@ function startOf(hypervisor: Hypervisor, request: LaunchRequest): Start {
     kind: "boot",
     kernel: hypervisor.files.kernel.path,
     initrd: hypervisor.files.initrd.path,
-    commandLine: kernelCommandLine({ language: request.language, console: request.isDiagnostic ? "serial" : "socket" }),
+    commandLine: commandLineFor(hypervisor, request.language, request.isDiagnostic ? "serial" : "socket"),
   };
 }
 

@@ -6,8 +6,7 @@ import path from "node:path";
 import { z } from "zod";
 import { PROTOCOL_VERSION } from "../base/limits.ts";
 import { FileLock, StagedDirectory, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
-import { kernelCommandLine } from "../qemu/machine.ts";
-import type { Hypervisor } from "./hypervisor.ts";
+import { commandLineFor, type Hypervisor } from "./hypervisor.ts";
 
 /** Raised when what is in a template changes without any of its other inputs doing so. */
 const TEMPLATE_VERSION = 1;
@@ -52,7 +51,7 @@ export function templateIdentity(
     initrd: files.initrd.sha256,
     firmware: files.firmware.sha256,
     rootImage: files.rootImage(request.language).sha256,
-    commandLine: kernelCommandLine({ language: request.language, console: "socket" }),
+    commandLine: commandLineFor(hypervisor, request.language),
     qemu: { version: qemu.version, isOwn: qemu.isOwn },
     candidate,
     // Under emulation QEMU makes the CPU, so the same template starts on any host; with an accelerator the host's CPU shows through.
