@@ -28,17 +28,7 @@ make -s tinyconfig
 cat "$here/common.config" "$here/$arch.config" > wanted.config
 cat wanted.config >> .config
 make -s olddefconfig
-bad=0
-while read -r line; do
-  case $line in
-    CONFIG_*) grep -qxF -- "$line" .config || { echo "olddefconfig dropped or changed: $line" >&2 && bad=1; } ;;
-    '# CONFIG_'*' is not set')
-      symbol=${line#\# } symbol=${symbol%% *}
-      if grep -q "^$symbol=" .config; then echo "olddefconfig switched on: $(grep "^$symbol=" .config)" >&2 && bad=1; fi
-      ;;
-  esac
-done < wanted.config
-[ $bad = 0 ] || exit 1
+sh "$here/check_config.sh" wanted.config .config
 
 make -j"$jobs" $target
 ${CROSS_COMPILE:-}strip -o "$out/vmlinux-sbx" "$image" 2>/dev/null || cp "$image" "$out/vmlinux-sbx"

@@ -8,7 +8,7 @@ import { RELEASE_EXPIRED, sourceLine } from "./apt.ts";
 import { requirements, uvWheel } from "./lock.ts";
 import { fingerprint } from "./sources.ts";
 import type { Stage, StageContext } from "./stage.ts";
-import { makeVenv, type Workshop } from "./stages_machine.ts";
+import { makeVenv, takeRecipe, type Workshop } from "./stages_machine.ts";
 
 /** One identity for all builds: the image's bytes depend on its content alone. */
 const FILESYSTEM_UUID = "5b9e2d1c-0000-4000-8000-000000000000";
@@ -52,6 +52,7 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
       await fingerprint(root, ["images/rootfs"]),
     ],
     async build(context) {
+      const recipe = await takeRecipe(shop, context, "rootfs");
       const tree = path.join(context.work, "tree");
       await fs.mkdir(tree);
       context.step("fetching extras", 0);
@@ -61,7 +62,7 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
         ? await fetchBun(shop, context)
         : {};
       context.step("installing packages", 10);
-      await bootstrap(shop, context, packages);
+      await bootstrap(shop, context, { packages, hook: path.join(recipe, "compile.sh") });
       context.step("unpacking", 55);
       // Device nodes need privilege, and the guest's /dev is a devtmpfs.
       await context.exec(["tar", "-C", tree, "--exclude=./dev/*", "-xf", "root.tar"]);
@@ -69,8 +70,8 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
       const installed = await installedPackages(tree);
       await installExtras(context, tree);
       context.step("leaving out what is not needed", 60);
-      await context.exec(["sh", path.join(root, "images/rootfs/prune.sh"), tree, language]);
-      await context.exec(["sh", path.join(root, "images/rootfs/check.sh"), tree]);
+      await context.exec(["sh", path.join(recipe, "prune.sh"), tree, language]);
+      await context.exec(["sh", path.join(recipe, "check.sh"), tree]);
       const contents = await measure(tree);
       context.step("compressing", 70);
       await context.exec(["mkfs.erofs", ...EROFS_OPTIONS, path.join(context.out, ROOT_IMAGE_NAMES[language]), tree], { isSilent: true });
@@ -80,7 +81,11 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
 }
 
 /** Makes `root.tar`: a minimal Debian with `packages`. */
-async function bootstrap(shop: Workshop, context: StageContext, packages: readonly string[]): Promise<void> {
+async function bootstrap(
+  shop: Workshop,
+  context: StageContext,
+  { packages, hook }: { readonly packages: readonly string[]; readonly hook: string },
+): Promise<void> {
   const apt = await shop.apt();
   const { suite } = shop.lock.rootfs;
   const make = (options: readonly string[]) =>
@@ -91,7 +96,7 @@ async function bootstrap(shop: Workshop, context: StageContext, packages: readon
       `--include=${packages.join(",")}`,
       ...LEFT_OUT.map((pattern) => `--dpkgopt=path-exclude=${pattern}`),
       ...['APT::Install-Recommends "false"', ...options].map((option) => `--aptopt=${option}`),
-      `--customize-hook=${path.join(shop.root, "images/rootfs/compile.sh")}`,
+      `--customize-hook=${hook}`,
       suite,
       "root.tar",
       sourceLine("deb", apt.mirrors, suite),

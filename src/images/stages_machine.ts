@@ -11,7 +11,7 @@ import { fingerprint } from "./sources.ts";
 import type { Stage, StageContext } from "./stage.ts";
 
 /** Steps of a kernel build as make prints them; only for the percentage. */
-const KERNEL_STEPS = 1_320;
+const KERNEL_STEPS = 1_330;
 const RUST_MIN_VERSION = [1, 85] as const;
 
 /** What every stage of a build is made with. */
@@ -41,7 +41,7 @@ export async function kernelStage(shop: Workshop): Promise<Stage> {
       await fs.mkdir(path.join(context.work, "build"));
       context.step("unpacking and configuring", 0);
       let steps = 0;
-      await context.exec(["sh", path.join(root, "images/kernel/build.sh"), source, arch, context.out], {
+      await context.exec(["sh", path.join(await takeRecipe(shop, context, "kernel"), "build.sh"), source, arch, context.out], {
         cwd: path.join(context.work, "build"),
         onLine(line) {
           if (!/^ {2}[A-Z][A-Z0-9_]* /.test(line)) return;
@@ -69,7 +69,14 @@ export async function qemuStage(shop: Workshop): Promise<Stage> {
       await fs.writeFile(path.join(context.work, "requirements.txt"), requirements(lock.qemu.python));
       await context.exec([python, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", "requirements.txt"]);
       context.step("configuring", 0);
-      await context.exec(["sh", path.join(root, "images/qemu/build.sh"), source.directory, python, arch, context.out], {
+      await context.exec([
+        "sh",
+        path.join(await takeRecipe(shop, context, "qemu"), "build.sh"),
+        source.directory,
+        python,
+        arch,
+        context.out,
+      ], {
         onLine(line) {
           const progress = /^\[(\d+)\/(\d+)\]/.exec(line);
           if (progress) context.step("compiling", Number(progress[1]) / Number(progress[2]) * 100);
@@ -126,6 +133,13 @@ export async function jailStage(shop: Workshop): Promise<Stage> {
       return { versions: { "sbx-jail": await crateVersion(shop.root, "jail") } };
     },
   };
+}
+
+/** Copies a recipe's directory and returns the copy: a shell reads its script while it runs, and a checkout may be edited meanwhile. */
+export async function takeRecipe(shop: Workshop, context: StageContext, name: string): Promise<string> {
+  const copy = path.join(context.work, "recipe");
+  await fs.cp(path.join(shop.root, "images", name), copy, { recursive: true });
+  return copy;
 }
 
 /** A virtual environment of the host's Python in the stage's work directory; returns its interpreter. */
