@@ -14,20 +14,25 @@ import posix
 CONTROL = 1000
 posix.set_inheritable(CONTROL, False)
 
-import builtins  # noqa: E402
-import io  # noqa: E402
-import linecache  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
-from _ast import Expr, Expression  # noqa: E402
-from _functools import partial  # noqa: E402
-from _signal import SIGINT, default_int_handler, getsignal, signal  # noqa: E402
+import builtins
+import sys
+from _ast import Expr, Expression
+from _functools import partial
+from _signal import SIGINT, default_int_handler, getsignal, signal
+from io import BufferedReader, BufferedWriter, BytesIO, FileIO, TextIOWrapper
+from linecache import cache as line_cache
+from os import environ
+from posix import _exit, close, dup2, getpid, readinto, register_at_fork, write
+from sys import getprofile, gettrace, modules, setprofile, settrace
 
-# Functions defined below look names up in this copy, so user code may delete or replace any builtin.
+# Functions defined below look names up in this copy, so user code may delete or replace any builtin; and names imported above
+# stay what they are, whatever it does to the modules they come from.
 __builtins__ = dict(vars(builtins))
 
 MAGIC = 0x31584253
 HEADER_BYTES = 20
+REQUEST_BYTES = 4096  # A longer request takes more than one read.
+ATTEMPTS_LIMIT = 100
 NO_VALUE = 0xFFFFFFFF
 VALUE_LIMIT_BYTES = 65_536
 SOURCES_LIMIT = 500
@@ -40,31 +45,25 @@ FUNCTION = type(lambda: None)
 OUR_FILE = (lambda: None).__code__.co_filename
 
 
-class Stdin(io.FileIO):
+class Stdin(FileIO):
     """Descriptor 0, noting when it was read: only then must its buffers be dropped for the next execution."""
 
     used = False
 
     def readinto(self, buffer):
         self.used = True
-        return io.FileIO.readinto(self, buffer)
+        return FileIO.readinto(self, buffer)
 
     def readall(self):
         self.used = True
-        return io.FileIO.readall(self)
-
-
-def open_stdin():
-    raw = Stdin(0, closefd=False)
-    raw.name = "<stdin>"
-    return io.TextIOWrapper(io.BufferedReader(raw), "utf-8", "surrogateescape")
+        return FileIO.readall(self)
 
 
 def open_output(descriptor, name):
     # backslashreplace: a lone surrogate is shown, not an error.
-    raw = io.FileIO(descriptor, "w", closefd=False)
+    raw = FileIO(descriptor, "w", closefd=False)
     raw.name = name
-    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    return TextIOWrapper(BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
 
 class Streams:
@@ -73,12 +72,27 @@ class Streams:
     def __init__(self):
         # Duplicates above every number that a program is likely to use; dup3 makes them close-on-exec.
         for descriptor in (0, 1, 2):
-            posix.dup2(descriptor, CONTROL + 1 + descriptor, False)
-        self.stdin = self.stdout = self.stderr = None
+            dup2(descriptor, CONTROL + 1 + descriptor, False)
+        self.stdout = self.stderr = None
         self.put_back()
 
     def flush(self):
         """Brings everything printed into the pipes and the original stream objects back into place."""
+        try:
+            if sys.stdout is not self.stdout or sys.stderr is not self.stderr:
+                self.flush_replaced()
+            self.stdout.flush()
+            self.stderr.flush()
+        except BaseException:
+            self.reopen()
+        try:
+            if sys.stdin is self.stdin and not self.stdin_raw.used and not self.stdin.closed:
+                return
+        except (AttributeError, ValueError):
+            pass  # Deleted or detached.
+        self.put_back()
+
+    def flush_replaced(self):
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name, None)
             if stream is not self.stdout and stream is not self.stderr:
@@ -86,12 +100,8 @@ class Streams:
                     stream.flush()
                 except BaseException:
                     pass  # The user's own stream object: what it does is its own affair.
-        try:
-            self.stdout.flush()
-            self.stderr.flush()
-        except BaseException:
-            self.reopen()
-        self.put_back()
+        sys.stdout = self.stdout
+        sys.stderr = self.stderr
 
     def reopen(self):
         """After a stream was closed, detached or lost its descriptor: saves what it still holds, then starts afresh."""
@@ -102,25 +112,23 @@ class Streams:
             except BaseException:
                 pass  # It cannot write any more; a new one takes its place.
         self.stdout = self.stderr = None
+        self.put_back()
 
     def put_back(self):
-        try:
-            fresh = self.stdin is None or self.stdin.buffer.raw.used or self.stdin.closed
-        except ValueError:
-            fresh = True  # Detached.
-        if fresh:
-            self.stdin = sys.__stdin__ = open_stdin()
+        self.stdin_raw = Stdin(0, closefd=False)
+        self.stdin_raw.name = "<stdin>"
+        buffer = BufferedReader(self.stdin_raw)
+        self.stdin = sys.stdin = sys.__stdin__ = TextIOWrapper(buffer, "utf-8", "surrogateescape")
         if self.stdout is None:
             self.stdout = sys.__stdout__ = open_output(1, "<stdout>")
             self.stderr = sys.__stderr__ = open_output(2, "<stderr>")
-        sys.stdin = self.stdin
         sys.stdout = self.stdout
         sys.stderr = self.stderr
 
     def put_back_descriptors(self):
         for descriptor in (0, 1, 2):
             try:
-                posix.dup2(CONTROL + 1 + descriptor, descriptor)
+                dup2(CONTROL + 1 + descriptor, descriptor)
             except OSError:
                 pass  # The code closed our duplicate as well; nothing is left to restore from.
 
@@ -130,12 +138,11 @@ class Namespace:
 
     def __init__(self):
         module = type(sys)("__main__")
-        sys.modules["__main__"] = module
+        modules["__main__"] = module
         self.names = vars(module)
         self.names["__builtins__"] = builtins
         self.untouched = len(self.names)
         self.count = 0
-        self.sources = {}
         self.source_chars = 0
         self.loop = None
         self.context = None
@@ -150,6 +157,12 @@ class Namespace:
         if source[:1] == "\ufeff":
             source = source[1:]
         name = self.remember(source)
+        self.names["__builtins__"] = builtins
+        if source[-1:] == ")" and "\n" not in source and source.partition("(")[0].isidentifier():
+            # Most likely `print(…)`. Without the detour over a syntax tree a sixth of the instructions is saved.
+            code = self.compile_expression(source, name)
+            if code is not None:
+                return self.call(code)
         # dont_inherit: __future__ statements hold for the execution that has them and no other.
         tree = compile(source, name, "exec", ONLY_AST | ALLOW_AWAIT, True)
         body = tree.body
@@ -159,27 +172,31 @@ class Namespace:
             flags = ALLOW_AWAIT | (code.co_flags & FUTURE_MASK if code else 0)
             last = compile(Expression(last), name, "eval", flags, True)
         del tree, body
-        self.names["__builtins__"] = builtins
         if code:
             self.call(code)
         return self.call(last) if last else None
 
+    def compile_expression(self, source, name):
+        try:
+            return compile(source, name, "eval", ALLOW_AWAIT, True)
+        except SyntaxError:
+            return None  # A statement after all, like `assert(x)`, or an error: the long way says which.
+
     def remember(self, source):
-        """Gives the source a name and lets tracebacks, warnings and inspect find its lines; the oldest are forgotten."""
-        self.count += 1
+        """Names the source and lets tracebacks, warnings and inspect find its lines; names come round, so it is bounded."""
+        self.count = self.count % SOURCES_LIMIT + 1
         name = f"<input {self.count}>"
-        if "\r" in source:
-            source = source.replace("\r\n", "\n").replace("\r", "\n")
-        # Not splitlines(): that also splits at form feeds and other characters that end no line of Python.
-        lines = [line + "\n" for line in source.split("\n")]
-        cache = linecache.cache
-        cache[name] = (len(source), None, lines, name)
-        self.sources[name] = len(source)
         self.source_chars += len(source)
-        while len(self.sources) > SOURCES_LIMIT or (self.source_chars > SOURCES_LIMIT_CHARS and len(self.sources) > 1):
-            oldest = next(iter(self.sources))
-            self.source_chars -= self.sources.pop(oldest)
-            cache.pop(oldest, None)
+        if self.source_chars > SOURCES_LIMIT_CHARS:
+            for number in range(1, SOURCES_LIMIT + 1):
+                line_cache.pop(f"<input {number}>", None)
+            self.source_chars = len(source)
+        if "\n" not in source and "\r" not in source:
+            lines = [source]
+        else:
+            # Not splitlines(): that also splits at form feeds and other characters that end no line of Python.
+            lines = [line + "\n" for line in source.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+        line_cache[name] = (len(source), None, lines, name)
         return name
 
     def call(self, code):
@@ -297,7 +314,6 @@ def reseed(seed):
 
     What cannot be changed in a running interpreter is the hash seed: set order is the same in every clone.
     """
-    loaded = sys.modules
     number = int.from_bytes(seed, "little")
     words = [int.from_bytes(seed[i : i + 4], "little") for i in range(0, len(seed), 4)]
     steps = {
@@ -312,7 +328,7 @@ def reseed(seed):
         "multiprocessing.process": lambda module: setattr(module.current_process(), "authkey", seed),
     }
     for name, step in steps.items():
-        module = loaded.get(name)
+        module = modules.get(name)
         if module is not None:
             try:
                 step(module)
@@ -320,121 +336,142 @@ def reseed(seed):
                 pass  # A module of the user's by that name, or one half imported: nothing of it to reseed.
 
 
-environ = os.environ
-
 
 class Repl:
     def __init__(self):
-        self.pid = posix.getpid()
-        self.received = bytearray()
-        # A callable in C: its KeyboardInterrupt has no frame of ours. Disarmed, it is `{}.get` and does nothing.
-        self.on_interrupt = partial({}.get)
+        self.pid = getpid()
+        self.request = bytearray(REQUEST_BYTES)
+        self.view = memoryview(self.request)
+        self.header = self.view[:HEADER_BYTES].cast("I")
+        self.reply = bytearray(12)
+        self.reply_words = memoryview(self.reply).cast("I")
+        # Not default_int_handler itself: asyncio.run() would replace that one by a handler that cannot stop a busy loop.
+        self.on_interrupt = partial(default_int_handler)
         signal(SIGINT, self.on_interrupt)
         # A fork that lives on must not hold the agent's socket, nor read from it.
-        posix.register_at_fork(after_in_child=partial(posix.close, CONTROL))
+        register_at_fork(after_in_child=partial(close, CONTROL))
         self.streams = Streams()
         self.namespace = Namespace()
 
     def serve(self):
         self.send(b"R")
+        view = self.view
         while True:
-            header = self.take(HEADER_BYTES)
-            fields = [int.from_bytes(header[i : i + 4], "little") for i in range(0, HEADER_BYTES, 4)]
-            magic, request, seed_bytes, env_bytes, code_bytes = fields
+            size = self.receive(view)
+            while size < HEADER_BYTES:
+                size += self.receive(view[size:])
+            magic, request, seed_bytes, env_bytes, code_bytes = self.header
             if magic != MAGIC or seed_bytes not in (0, 32):
-                posix._exit(70)
-            body = self.take(seed_bytes + env_bytes + code_bytes)
-            seed, block, source = body[:seed_bytes], body[seed_bytes : seed_bytes + env_bytes], body[seed_bytes + env_bytes :]
-            del body
+                _exit(70)
+            env_at = HEADER_BYTES + seed_bytes
+            code_at = env_at + env_bytes
+            end = code_at + code_bytes
+            if size == end:
+                body = view
+            else:
+                body = self.receive_rest(size, end)
+            source = str(body[code_at:end], "utf-8")
+            block = bytes(body[env_at:code_at]) if env_bytes else None
+            seed = bytes(body[HEADER_BYTES:env_at]) if seed_bytes else None
+            body = None
             code, value = self.execute(seed, block, source)
-            size = NO_VALUE if value is None else len(value)
-            reply = request.to_bytes(4, "little") + code.to_bytes(4, "little", signed=True) + size.to_bytes(4, "little")
-            self.send(reply if value is None else reply + value)
-            del value, source
+            words = self.reply_words
+            words[0] = request
+            words[1] = code
+            words[2] = NO_VALUE if value is None else len(value)
+            self.send(self.reply if value is None else self.reply + value)
+            source = value = None
             self.streams.put_back_descriptors()
 
     def execute(self, seed, block, source):
         """Runs one request; returns its exit code and the value's text or None."""
         environment = Environment(block) if block else None
-        if seed:
-            reseed(seed)
-            self.namespace.restart_count()
-        value = None
-        code = 0
+        value = error = None
         try:
-            try:
-                self.on_interrupt.__setstate__((default_int_handler, (), {}, None))
-                value = self.namespace.evaluate(source.decode("utf-8"))
-                if value is not None:
-                    value = describe(value)
-            finally:
-                # First of all: from here on an interrupt is too late and must not break the reply.
-                self.on_interrupt.__setstate__(({}.get, (), {}, None))
-                if sys.gettrace() is not None:
-                    sys.settrace(None)
-                if sys.getprofile() is not None:
-                    sys.setprofile(None)
-                if getsignal(SIGINT) is not self.on_interrupt:
-                    signal(SIGINT, self.on_interrupt)
+            if seed:
+                reseed(seed)
+                self.namespace.restart_count()
+            value = self.namespace.evaluate(source)
+            if value is not None:
+                value = describe(value)
         except BaseException as caught:
             error = caught
-        else:
-            error = None
-        child = posix.getpid() != self.pid
+        for _ in range(ATTEMPTS_LIMIT):
+            try:
+                return self.finish(environment, error, value)
+            except BaseException:
+                # An interrupt or a signal handler of the user's, too late for the code. If it came amid the report, the
+                # report is printed again.
+                continue
+        _exit(71)
+
+    def finish(self, environment, error, value):
+        if gettrace() is not None:
+            settrace(None)
+        if getprofile() is not None:
+            setprofile(None)
+        if getsignal(SIGINT) is not self.on_interrupt:
+            signal(SIGINT, self.on_interrupt)
         self.streams.flush()
+        code = 0
         if error is not None:
             value = None
             code = report(error)
-            error = None
             self.streams.flush()
-        if child:
-            posix._exit(code)
+        if getpid() != self.pid:
+            _exit(code)  # A fork that came back from the user's code.
         if environment:
             environment.restore()
         return code, value
 
-    def take(self, size):
-        """The next `size` bytes from the agent. A short request arrives whole with one read."""
-        while len(self.received) < size:
-            got = []
+    def receive(self, target):
+        got = []
+        while not got:
             try:
-                # extend(map()) keeps what was read even if a signal handler of the user's raises right after the read.
-                got.extend(map(posix.read, (CONTROL,), (max(size - len(self.received), 4096),)))
+                # extend(map()) keeps the result even if a signal handler of the user's raises right after the read.
+                got.extend(map(readinto, (CONTROL,), (target,)))
             except OSError as error:
                 if error.errno is not None:
-                    posix._exit(71)
+                    _exit(71)
             except BaseException:
-                pass  # A handler or timer of the user's that fired between executions.
-            for chunk in got:
-                if not chunk:
-                    self.leave()
-                self.received += chunk
-        data = bytes(self.received[:size])
-        del self.received[:size]
-        return data
+                pass  # An interrupt, or a handler or timer of the user's, between executions.
+        if got[0] == 0:
+            self.leave()
+        return got[0]
+
+    def receive_rest(self, size, end):
+        """A request that is longer than one read."""
+        whole = memoryview(bytearray(end))
+        whole[:size] = self.view[:size]
+        while size < end:
+            size += self.receive(whole[size:])
+        return whole
 
     def send(self, data):
         while data:
             sent = []
             try:
-                sent.extend(map(posix.write, (CONTROL,), (data,)))
+                sent.extend(map(write, (CONTROL,), (data,)))
             except OSError as error:
                 if error.errno is not None:
-                    posix._exit(71)
+                    _exit(71)
             except BaseException:
-                pass  # As in take().
-            data = data[sum(sent) :]
+                pass  # As in receive().
+            if sent:
+                if sent[0] == len(data):
+                    return
+                data = data[sent[0] :]
 
     def leave(self):
         """The agent has closed the socket: end as an interactive interpreter does, but wait for no thread."""
         try:
-            atexit = sys.modules.get("atexit")
+            atexit = modules.get("atexit")
             if atexit:
                 atexit._run_exitfuncs()
         except BaseException:
             pass  # Already reported by atexit.
         self.streams.flush()
-        posix._exit(0)
+        _exit(0)
 
 
 class MultiprocessingHook:
@@ -444,7 +481,7 @@ class MultiprocessingHook:
         if name != "multiprocessing.context":
             return None
         sys.meta_path.remove(self)
-        spec = sys.modules["_frozen_importlib_external"].PathFinder.find_spec(name, path)
+        spec = modules["_frozen_importlib_external"].PathFinder.find_spec(name, path)
         load = spec.loader.exec_module
 
         def load_and_adapt(module):
@@ -462,10 +499,10 @@ def adapt_multiprocessing(context):
     defined after the workers were forked, travels by value with cloudpickle; such a function runs on the worker's own
     `__main__`, into which only what the worker cannot have is filled.
     """
-    reduction = sys.modules["multiprocessing.reduction"]
-    process = sys.modules["multiprocessing.process"]
+    reduction = modules["multiprocessing.reduction"]
+    process = modules["multiprocessing.process"]
     plain = reduction.ForkingPickler
-    session = vars(sys.modules["__main__"])
+    session = vars(modules["__main__"])
     inherited = {}  # `__main__` when the oldest living worker was forked; of data the name alone.
     spawned = False
     context._default_context._default_context = context._concrete_contexts["fork"]
@@ -508,20 +545,20 @@ def adapt_multiprocessing(context):
     def dump(data, file, protocol=None):
         nonlocal spawned
         spawned = spawned or context.get_spawning_popen() is not None
-        scratch = io.BytesIO()
+        scratch = BytesIO()
         try:
             ByReference(scratch, protocol).dump(data)
         except Exception:
-            scratch = io.BytesIO()
+            scratch = BytesIO()
             pickle_by_value(data, scratch, protocol, plain._extra_reducers, override)
         file.write(scratch.getbuffer())
 
     def dumps(cls, data, protocol=None):
-        buffer = io.BytesIO()
+        buffer = BytesIO()
         dump(data, buffer, protocol)
         return buffer.getbuffer()
 
-    posix.register_at_fork(before=before_fork)
+    register_at_fork(before=before_fork)
     reduction.dump = dump
     plain.dumps = classmethod(dumps)
 
