@@ -161,7 +161,7 @@ class Namespace:
         if source[-1:] == ")" and "\n" not in source and source.partition("(")[0].isidentifier():
             # Most likely `print(…)`. Without the detour over a syntax tree a sixth of the instructions is saved.
             code = self.compile_expression(source, name)
-            if code is not None:
+            if code is not None and not code.co_flags & IS_COROUTINE:
                 return self.call(code)
         # dont_inherit: __future__ statements hold for the execution that has them and no other.
         tree = compile(source, name, "exec", ONLY_AST | ALLOW_AWAIT, True)
@@ -172,6 +172,8 @@ class Namespace:
             flags = ALLOW_AWAIT | (code.co_flags & FUTURE_MASK if code else 0)
             last = compile(Expression(last), name, "eval", flags, True)
         del tree, body
+        if ((code.co_flags if code else 0) | (last.co_flags if last else 0)) & IS_COROUTINE:
+            return self.drive(self.run_async(code, last))
         if code:
             self.call(code)
         return self.call(last) if last else None
@@ -200,11 +202,18 @@ class Namespace:
         return name
 
     def call(self, code):
-        if code.co_flags & IS_COROUTINE:
-            return self.drive(eval(code, self.names))
         if self.context is not None:
             return self.context.run(eval, code, self.names)
         return eval(code, self.names)
+
+    async def run_async(self, *parts):
+        """All of an execution that awaits runs on the loop, also what stands before the first await."""
+        value = None
+        for part in parts:
+            value = eval(part, self.names) if part else None
+            if part and part.co_flags & IS_COROUTINE:
+                value = await value
+        return value
 
     def drive(self, coroutine):
         """Runs a top-level await on the one event loop of this interpreter."""
@@ -253,6 +262,10 @@ def report(error):
             break
         trace = trace.tb_next
     error.__traceback__ = trace
+    if isinstance(error, SyntaxError) and error.text is None:
+        lines = line_cache.get(error.filename, (0, None, ()))[2]
+        if 0 < (error.lineno or 0) <= len(lines):
+            error.text = lines[error.lineno - 1]  # The compiler itself looks for the line in a file of that name.
     hook = sys.excepthook
     try:
         hook(type(error), error, trace)
