@@ -55,19 +55,25 @@ wanted="build-essential bc bison flex libelf-dev patch xz-utils unzip ca-certifi
   mmdebstrap uidmap erofs-utils python3 python3-venv ninja-build pkg-config libglib2.0-dev libseccomp-dev libfdt-dev zlib1g-dev"
 if [ $with_images = no ]; then wanted="ca-certificates"; fi
 command -v npm > /dev/null || wanted="$wanted npm"
-if [ $with_images = yes ] && ! new_enough_cargo; then wanted="$wanted cargo-web"; fi
+needs_cargo=no
+if [ $with_images = yes ] && ! new_enough_cargo; then needs_cargo=yes; fi
 missing=
 for package in $wanted; do
   case $(dpkg-query -W -f '${Status}' "$package" 2> /dev/null) in *" installed") ;; *) missing="$missing $package" ;; esac
 done
-if [ -n "$missing" ]; then
+if [ -n "$missing" ] || [ $needs_cargo = yes ]; then
   if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi
   [ -z "$sudo" ] || command -v sudo > /dev/null || fail "installing$missing needs root: run this as root, or install sudo"
-  echo "    installing$missing"
   export DEBIAN_FRONTEND=noninteractive
   log=$(mktemp)
+  $sudo apt-get -q update > "$log" 2>&1 || { tail -n 20 "$log" >&2 && fail "apt-get update failed; the whole output is in $log"; }
+  if [ $needs_cargo = yes ]; then
+    # Debian 12 has the compiler under this name, renewed for its browsers; later releases have a new enough one under its own.
+    if [ -n "$(apt-cache search --names-only '^cargo-web$')" ]; then missing="$missing cargo-web"; else missing="$missing cargo"; fi
+  fi
+  echo "    installing$missing"
   # --no-remove: never take a package away from the host to make room for one of ours.
-  if ! { $sudo apt-get -q update && $sudo apt-get -q install -y --no-install-recommends --no-remove $missing; } > "$log" 2>&1; then
+  if ! $sudo apt-get -q install -y --no-install-recommends --no-remove $missing > "$log" 2>&1; then
     tail -n 20 "$log" >&2
     fail "apt-get could not install$missing; the whole output is in $log"
   fi

@@ -11,7 +11,7 @@ import { fingerprint } from "./sources.ts";
 import type { Stage, StageContext } from "./stage.ts";
 
 /** Steps of a kernel build as make prints them; only for the percentage. */
-const KERNEL_STEPS = 1_330;
+const KERNEL_STEPS = 1_480;
 const RUST_MIN_VERSION = [1, 85] as const;
 
 /** What every stage of a build is made with. */
@@ -182,7 +182,7 @@ async function findCargo(context: StageContext): Promise<string> {
     found.push(`${major}.${minor}`);
   }
   throw new SandboxDependencyError(`Cannot build the agent: cargo must be at least ${wanted}, got ${found.join(" and ") || "none"}`, {
-    hint: "On Debian 12: `apt-get install cargo-web` (install.sh does it).",
+    hint: "Debian 12 has it as `cargo-web`, later releases as `cargo`; install.sh installs it.",
   });
 }
 
