@@ -1,6 +1,6 @@
 /** Environment variables for the guest: names and values that reach a program, and those that would change how it starts. */
 import { Buffer } from "node:buffer";
-import { EnvVarValidationError } from "../base/errors.ts";
+import { EnvVarValidationError, shown } from "../base/errors.ts";
 import { ENV_NAME_MAX_BYTES, ENV_VALUE_MAX_BYTES, ENV_VARS_MAX } from "../base/limits.ts";
 
 const NAME = /^[A-Za-z_][A-Za-z0-9_]*$/;
@@ -47,13 +47,12 @@ export function checkEnv(env: unknown): Readonly<Record<string, string>> {
 }
 
 function checkName(name: string): void {
-  const shown = JSON.stringify(name.length > 80 ? `${name.slice(0, 80)}…` : name);
   if (Buffer.byteLength(name) > ENV_NAME_MAX_BYTES) {
     throw new EnvVarValidationError(
-      `Cannot set env: a name must be at most ${ENV_NAME_MAX_BYTES} bytes, got ${Buffer.byteLength(name)} in ${shown}`,
+      `Cannot set env: a name must be at most ${ENV_NAME_MAX_BYTES} bytes, got ${Buffer.byteLength(name)} in ${shown(name)}`,
     );
   }
-  if (!NAME.test(name)) throw new EnvVarValidationError(`Cannot set env: a name must match [A-Za-z_][A-Za-z0-9_]*, got ${shown}`);
+  if (!NAME.test(name)) throw new EnvVarValidationError(`Cannot set env: a name must match [A-Za-z_][A-Za-z0-9_]*, got ${shown(name)}`);
   const upper = name.toUpperCase();
   if (REFUSED_NAMES.includes(upper) || REFUSED_PREFIXES.some((prefix) => upper.startsWith(prefix))) {
     throw new EnvVarValidationError(`Cannot set env: ${name} is refused, it changes how programs start`);

@@ -1,7 +1,7 @@
 /** Requests: what a caller asks for, and the check of every field before anything starts. */
 
 import { Buffer } from "node:buffer";
-import { InputValidationError, VmConfigError } from "../base/errors.ts";
+import { InputValidationError, shown, VmConfigError } from "../base/errors.ts";
 import { CODE_MAX_BYTES, MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { checkEnv } from "./env.ts";
 
@@ -64,7 +64,7 @@ const BYTE_ORDER_MARK = "\uFEFF";
 /** Checks `request`. Throws `InputValidationError`, `EnvVarValidationError` or `VmConfigError`; nothing has started then. */
 export function checkRequest(request: RunRequest, defaults: RequestDefaults): CheckedRequest {
   if (typeof request !== "object" || request === null) {
-    throw new InputValidationError(`Cannot run: the request must be an object, got ${request === null ? "null" : typeof request}`);
+    throw new InputValidationError(`Cannot run: the request must be an object, got ${shown(request)}`);
   }
   for (const field of Object.keys(request)) {
     if (!FIELDS.has(field)) {
@@ -73,20 +73,22 @@ export function checkRequest(request: RunRequest, defaults: RequestDefaults): Ch
   }
   const { signal, onStdout, onStderr, onBootLog } = request;
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw new InputValidationError(`Cannot run: signal must be an AbortSignal, got ${typeof signal}`);
+    throw new InputValidationError(`Cannot run: signal must be an AbortSignal, got ${shown(signal)}`);
   }
   for (const [name, callback] of Object.entries({ onStdout, onStderr, onBootLog })) {
     if (callback !== undefined && typeof callback !== "function") {
-      throw new InputValidationError(`Cannot run: ${name} must be a function, got ${typeof callback}`);
+      throw new InputValidationError(`Cannot run: ${name} must be a function, got ${shown(callback)}`);
     }
   }
+  const check: unknown = request.check ?? false;
+  if (typeof check !== "boolean") throw new InputValidationError(`Cannot run: check must be true or false, got ${shown(check)}`);
   return {
     code: checkCode(request.code),
     language: checkLanguage(request.language),
     timeoutSeconds: checkTimeout(request.timeoutSeconds ?? defaults.timeoutSeconds),
     memoryMb: checkMemory(request.memoryMb ?? defaults.memoryMb),
     env: checkEnv(request.env ?? {}),
-    check: request.check ?? false,
+    check,
     signal,
     onStdout,
     onStderr,
@@ -96,14 +98,15 @@ export function checkRequest(request: RunRequest, defaults: RequestDefaults): Ch
 
 /** The code without its byte-order mark. */
 export function checkCode(code: unknown): string {
-  if (typeof code !== "string") throw new InputValidationError(`Cannot run: code must be a string, got ${typeof code}`);
+  if (typeof code !== "string") throw new InputValidationError(`Cannot run: code must be a string, got ${shown(code)}`);
   if (!code.isWellFormed()) throw new InputValidationError("Cannot run: code must be valid Unicode, got a lone surrogate");
   const byteCount = Buffer.byteLength(code);
   if (byteCount > CODE_MAX_BYTES) {
     throw new InputValidationError(`Cannot run: code must be at most ${CODE_MAX_BYTES} bytes of UTF-8, got ${byteCount}`);
   }
   const text = code.startsWith(BYTE_ORDER_MARK) ? code.slice(1) : code;
-  if (text.trim() === "") throw new InputValidationError("Cannot run: code must be more than white space");
+  // Unicode's own list: String.trim() keeps U+0085, which the guest counts as white space.
+  if (!/[^\p{White_Space}\uFEFF]/u.test(text)) throw new InputValidationError("Cannot run: code must be more than white space");
   const nul = text.indexOf("\0");
   if (nul >= 0) throw new InputValidationError(`Cannot run: code must not contain a NUL character, got one at position ${nul}`);
   return text;
@@ -113,7 +116,7 @@ export function checkCode(code: unknown): string {
 export function checkLanguage(language: unknown): Language {
   const known = LANGUAGES.find((candidate) => candidate === language);
   if (known) return known;
-  throw new InputValidationError(`Cannot run: language must be one of ${LANGUAGES.join(", ")}, got ${JSON.stringify(language)}`);
+  throw new InputValidationError(`Cannot run: language must be one of ${LANGUAGES.join(", ")}, got ${shown(language)}`);
 }
 
 /** Seconds, whole or not, within the limits. */
@@ -121,12 +124,12 @@ export function checkTimeout(seconds: unknown): number {
   const isValid = typeof seconds === "number" && seconds >= TIMEOUT_MIN_SECONDS && seconds <= TIMEOUT_MAX_SECONDS;
   if (isValid) return seconds;
   throw new InputValidationError(
-    `Cannot run: timeoutSeconds must be between ${TIMEOUT_MIN_SECONDS} and ${TIMEOUT_MAX_SECONDS}, got ${String(seconds)}`,
+    `Cannot run: timeoutSeconds must be between ${TIMEOUT_MIN_SECONDS} and ${TIMEOUT_MAX_SECONDS}, got ${shown(seconds)}`,
   );
 }
 
 /** Whole MB of at least the minimum. */
 export function checkMemory(memoryMb: unknown): number {
   if (typeof memoryMb === "number" && Number.isSafeInteger(memoryMb) && memoryMb >= MEMORY_MIN_MIB) return memoryMb;
-  throw new VmConfigError(`Cannot set memory: memoryMb must be a whole number of at least ${MEMORY_MIN_MIB}, got ${String(memoryMb)}`);
+  throw new VmConfigError(`Cannot set memory: memoryMb must be a whole number of at least ${MEMORY_MIN_MIB}, got ${shown(memoryMb)}`);
 }
