@@ -44,15 +44,20 @@ export class OutputText {
   }
 }
 
-/** `callback` made safe: the first throw is logged, and it is called no more. */
+/** `callback` made safe: the first throw, or rejection of what it returns, is logged, and it is called no more. */
 export function guarded(callback: OutputCallback | undefined, name: string, log: Logger): OutputCallback | undefined {
-  let current = callback;
+  let current: ((text: string) => unknown) | undefined = callback;
+  const drop = (error: unknown) => {
+    if (current) log.error(`${name} threw and is called no more`, { reason: error instanceof Error ? error.name : typeof error });
+    current = undefined;
+  };
   return callback && ((text) => {
     try {
-      current?.(text);
+      // Nobody waits for an asynchronous callback, but its failure must not end the process as an unhandled rejection.
+      const returned = current?.(text);
+      if (returned instanceof Promise) returned.catch(drop);
     } catch (error) {
-      current = undefined;
-      log.error(`${name} threw and is called no more`, { reason: error instanceof Error ? error.name : typeof error });
+      drop(error);
     }
   });
 }
