@@ -1,0 +1,181 @@
+/** Driver: plays the agent for a REPL that runs on this host, with the real interpreter and the real protocol. */
+import assert from "node:assert/strict";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import type { Socket } from "node:net";
+import path from "node:path";
+import process from "node:process";
+import type { TestContext } from "node:test";
+import { fileURLToPath } from "node:url";
+import { temporaryDirectory } from "../../support/leftovers.ts";
+import { settled } from "../../support/waiting.ts";
+
+const MAGIC = 0x31584253;
+const HEADER_BYTES = 20;
+const REPLY_BYTES = 12;
+const NO_VALUE = 0xffffffff;
+/** The protocol's descriptor; node's `stdio` would need 1,001 entries, so bash moves descriptor 3 there. */
+const WRAPPER = 'out=$1 err=$2; shift 2; exec >>"$out" 2>>"$err" 1000<&3 3<&-; exec "$@"';
+const REPL_DIRECTORY = fileURLToPath(new URL("../../../guest/repl", import.meta.url));
+
+/** What an execution left. */
+export interface Execution {
+  readonly exitCode: number;
+  readonly value: string | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** How a REPL process ended. */
+export interface ReplEnd {
+  readonly code: number | null;
+  readonly signal: string | null;
+}
+
+/** An interpreter that can run a REPL, or why there is none. */
+export interface Interpreter {
+  readonly command: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  readonly skip: string | false;
+}
+
+/** CPython 3.14: `SBX_TEST_PYTHON`, else `python3.14` on the path. */
+export function findPython(): Interpreter {
+  const program = process.env["SBX_TEST_PYTHON"] || "python3.14";
+  const version = outputOf(program, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
+  const skip = version === "3.14" ? false : `needs CPython 3.14: set SBX_TEST_PYTHON (${program}: ${version ?? "not found"})`;
+  return { command: [program, "-I", "-X", "utf8", path.join(REPL_DIRECTORY, "python.py")], env: {}, skip };
+}
+
+/** Bun 1.4 or later: `SBX_TEST_BUN`, else `bun` on the path. */
+export function findBun(): Interpreter {
+  const program = process.env["SBX_TEST_BUN"] || "bun";
+  const version = outputOf(program, ["--version"]);
+  const [major = 0, minor = 0] = (version ?? "").split(".").map(Number);
+  const skip = major > 1 || (major === 1 && minor >= 4) ? false : `needs Bun 1.4: set SBX_TEST_BUN (${program}: ${version ?? "not found"})`;
+  const env = {
+    BUN_GC_TIMER_DISABLE: "1",
+    BUN_JSC_useConcurrentJIT: "0",
+    BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER: "1",
+    BUN_RUNTIME_TRANSPILER_CACHE_PATH: "0",
+    BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW: "1",
+  };
+  return { command: [program, "--no-install", path.join(REPL_DIRECTORY, "javascript.mjs")], env, skip };
+}
+
+function outputOf(program: string, args: readonly string[]): string | undefined {
+  try {
+    return execFileSync(program, [...args], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
+  } catch {
+    return undefined;
+  }
+}
+
+/** A running REPL; killed when its test ends. */
+export class Repl {
+  readonly home: string;
+  readonly ended: Promise<ReplEnd>;
+  readonly #child: ChildProcess;
+  readonly #socket: Socket;
+  readonly #files: readonly string[];
+  readonly #read = [0, 0];
+  #received: Buffer = Buffer.alloc(0);
+  #wake = () => {};
+  #id = 0;
+
+  private constructor(t: TestContext, { command, env }: Interpreter) {
+    const directory = temporaryDirectory(t);
+    this.home = path.join(directory, "home");
+    mkdirSync(this.home);
+    this.#files = ["stdout", "stderr"].map((name) => path.join(directory, name));
+    this.#child = spawn("bash", ["-c", WRAPPER, "bash", ...this.#files, ...command], {
+      cwd: this.home,
+      env: { PATH: process.env["PATH"] ?? "", HOME: this.home, LANG: "C.UTF-8", TMPDIR: directory, ...env },
+      stdio: ["ignore", "ignore", "ignore", "pipe"],
+    });
+    this.ended = new Promise((resolve) => this.#child.once("exit", (code, signal) => resolve({ code, signal })));
+    this.#socket = this.#child.stdio[3] as Socket;
+    this.#socket.on("data", (chunk: Buffer) => {
+      this.#received = Buffer.concat([this.#received, chunk]);
+      this.#wake();
+    });
+    this.#socket.on("error", () => {}); // It ended while we wrote; `ended` says how.
+    t.after(async () => {
+      this.#child.kill("SIGKILL");
+      await this.ended;
+      this.#socket.destroy();
+    });
+  }
+
+  /** Starts `interpreter`; resolves when it said that it is ready. */
+  static async start(t: TestContext, interpreter: Interpreter): Promise<Repl> {
+    const repl = new Repl(t, interpreter);
+    assert.equal((await repl.#take(1)).toString(), "R");
+    return repl;
+  }
+
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
+  /** Runs `code`; fails the test when the REPL ends instead of replying. */
+  async exec(code: string, options: { env?: Record<string, string>; seed?: Uint8Array } = {}): Promise<Execution> {
+    const source = Buffer.from(code);
+    const block = Buffer.from(Object.entries(options.env ?? {}).map(([name, value]) => `${name}=${value}\0`).join(""));
+    const seed = options.seed ?? new Uint8Array(0);
+    const header = Buffer.alloc(HEADER_BYTES);
+    [MAGIC, ++this.#id, seed.length, block.length, source.length].forEach((word, index) => header.writeUInt32LE(word, index * 4));
+    this.send(Buffer.concat([header, seed, block, source]));
+    const reply = await this.#take(REPLY_BYTES);
+    assert.equal(reply.readUInt32LE(0), this.#id, "the reply is to this request");
+    const size = reply.readUInt32LE(8);
+    const value = size === NO_VALUE ? null : (await this.#take(size)).toString();
+    // Printed to files: what was flushed before the reply is there, without waiting.
+    const [stdout, stderr] = this.#files.map((file, index) => {
+      const bytes = readFileSync(file).subarray(this.#read[index]);
+      this.#read[index] = (this.#read[index] ?? 0) + bytes.length;
+      return bytes.toString();
+    });
+    return { exitCode: reply.readInt32LE(4), value, stdout: stdout ?? "", stderr: stderr ?? "" };
+  }
+
+  /** The value of code that must succeed. */
+  async value(code: string): Promise<string | null> {
+    const { exitCode, value, stderr } = await this.exec(code);
+    assert.equal(exitCode, 0, stderr);
+    return value;
+  }
+
+  send(bytes: Uint8Array): void {
+    this.#socket.write(bytes);
+  }
+
+  /** Closes the agent's side. */
+  hangUp(): void {
+    this.#socket.destroy();
+  }
+
+  interrupt(): void {
+    process.kill(this.pid, "SIGINT");
+  }
+
+  async #take(size: number): Promise<Buffer> {
+    let end: ReplEnd | undefined;
+    this.ended.then((how) => {
+      end = how;
+      this.#wake();
+    });
+    while (this.#received.length < size) {
+      if (end !== undefined) assert.fail(`the REPL ended instead of replying: ${JSON.stringify(end)} ${this.#lastWords()}`);
+      await settled(new Promise<void>((resolve) => this.#wake = resolve), "the REPL's reply");
+    }
+    const bytes = this.#received.subarray(0, size);
+    this.#received = this.#received.subarray(size);
+    return bytes;
+  }
+
+  #lastWords(): string {
+    const file = this.#files[1] ?? "";
+    return existsSync(file) ? readFileSync(file, "utf8") : "";
+  }
+}
