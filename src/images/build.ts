@@ -18,7 +18,7 @@ import { readLock } from "./lock.ts";
 import type { OnBuildProgress } from "./progress.ts";
 import { currentSet, publishSet, sweepSets } from "./publish.ts";
 import { findSources } from "./sources.ts";
-import { runStage, type Stage, type StageResult, type StageRun } from "./stage.ts";
+import { findEnclosure, runStage, type Stage, type StageResult, type StageRun } from "./stage.ts";
 import { rootfsStage } from "./stage_rootfs.ts";
 import { verifyFile } from "./verify.ts";
 import { firmwareStage, initrdStage, jailStage, kernelStage, qemuStage, type Workshop } from "./stages_machine.ts";
@@ -87,7 +87,8 @@ export async function buildImages(options: BuildOptions): Promise<BuildResult> {
   });
   await sweepLeftovers(buildDir, imagesDir);
   const shop = await openWorkshop(options, { arch, buildDir, signal });
-  const run: StageRun = { buildDir, signal, onProgress, isForced: options.isForced ?? false };
+  const enclosure = await findEnclosure(readPlatform().isRoot);
+  const run: StageRun = { buildDir, signal, onProgress, isForced: options.isForced ?? false, enclosure };
   const publisher = await Publisher.create(imagesDir, { version: options.version, arch });
   const times: StageTime[] = [];
   const lane = async (stages: ReadonlyArray<Promise<Stage>>): Promise<void> => {
@@ -124,7 +125,7 @@ function checkArch(wanted: Arch | undefined): Arch {
 
 /** Removes what builds that were killed left: only this process may build now, as it holds the lock. */
 async function sweepLeftovers(buildDir: string, imagesDir: string): Promise<void> {
-  for (const part of ["work", "stages", "sources"]) await sweepTemporaries(path.join(buildDir, part));
+  for (const part of ["", "work", "stages", "sources"]) await sweepTemporaries(path.join(buildDir, part));
   await sweepSets(imagesDir);
 }
 

@@ -71,6 +71,29 @@ export interface StageRun {
   readonly onProgress: OnBuildProgress;
   /** Make everything anew. */
   readonly isForced: boolean;
+  /** Put before every program: what keeps its mounts and its children to itself. */
+  readonly enclosure: readonly string[];
+}
+
+/**
+ * What programs of a build are enclosed in: namespaces for mounts and processes. A build that is killed then takes its compilers along,
+ * and the mounts of a root being made can never be met by whoever clears it away. Root only; nothing where the host does not allow it.
+ */
+export async function findEnclosure(isRoot: boolean): Promise<readonly string[]> {
+  if (!isRoot) return [];
+  const enclosure = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--mount-proc",
+    "--propagation",
+    "private",
+    "--pid",
+    "--kill-child=KILL",
+  ] as const;
+  const probe = await run([...enclosure, "true"]).catch(() => undefined); // No util-linux: nothing to enclose with.
+  return probe?.code === 0 ? enclosure : [];
 }
 
 type StageRecord = Omit<StageResult, "directory" | "isCached">;
@@ -130,7 +153,8 @@ function stageContext(
       const env = { ...process.env, LC_ALL: "C.UTF-8", DEBIAN_FRONTEND: "noninteractive", ...execOptions.env } as Record<string, string>;
       let ended;
       try {
-        ended = await run(argv, { signal: options.signal, onLine, env, cwd: execOptions.cwd ?? work });
+        const [first = argv[0], ...rest] = [...options.enclosure, ...argv];
+        ended = await run([first, ...rest], { signal: options.signal, onLine, env, cwd: execOptions.cwd ?? work });
       } catch (error) {
         options.signal.throwIfAborted();
         throw new AssetError(`Cannot build ${name}: "${argv[0]}" must be installed and runnable, got ${messageOf(error)}`, {

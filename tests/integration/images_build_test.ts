@@ -53,9 +53,11 @@ test("an interrupted build ends its programs and leaves nothing", async (t) => {
 
 test("what a killed build left is swept by the next one, which gets the lock at once", async (t) => {
   const buildDir = temporaryDirectory(t);
-  const before = processesWith("600");
+  const before = processesWith("sleep\u000061357");
+  const programs = () => processesWith("sleep\u000061357").filter((pid) => !before.includes(pid));
   const script = startScript(t, "images_stage.ts", [buildDir]);
   await script.said("started");
+  await eventually("its program runs", () => programs().length > 0);
   script.raw.kill("SIGKILL");
   await script.ended;
   assert.equal(readdirSync(path.join(buildDir, "stages")).length, 1);
@@ -64,7 +66,8 @@ test("what a killed build left is swept by the next one, which gets the lock at 
     await sweepTemporaries(path.join(buildDir, part));
     assert.deepEqual(readdirSync(path.join(buildDir, part)), []);
   }
-  for (const pid of processesWith("600").filter((candidate) => !before.includes(candidate))) process.kill(pid, "SIGKILL");
+  if (process.getuid?.() === 0) await eventually("its programs have ended with it", () => programs().length === 0);
+  for (const pid of programs()) process.kill(pid, "SIGKILL");
 });
 
 test("a second build says whom it waits for, and gives up when it is told to", async (t) => {

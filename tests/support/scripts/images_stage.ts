@@ -3,7 +3,7 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import process from "node:process";
 import { FileLock } from "../../../src/host/files.ts";
-import { runStage } from "../../../src/images/stage.ts";
+import { findEnclosure, runStage } from "../../../src/images/stage.ts";
 
 const [, , buildDir = ""] = process.argv;
 const stop = new AbortController();
@@ -14,7 +14,8 @@ await runStage({
   inputs: [],
   build: async ({ out, exec }) => {
     writeFileSync(path.join(out, "half"), "half");
-    await exec(["sh", "-c", "echo started; exec sleep 600"], { onLine: (line) => process.stdout.write(`${line}\n`) });
+    await exec(["sh", "-c", "echo started; exec sleep 61357"], { onLine: (line) => process.stdout.write(`${line}\n`) });
     return { versions: {} };
   },
-}, { buildDir, signal: stop.signal, onProgress: () => {}, isForced: false }).catch((error) => process.stdout.write(`${error.message}\n`));
+}, { buildDir, signal: stop.signal, onProgress: () => {}, isForced: false, enclosure: await findEnclosure(process.getuid?.() === 0) })
+  .catch((error) => process.stdout.write(`${error.message}\n`));

@@ -9,7 +9,7 @@ import { runStage, type Stage, type StageRun } from "../../../src/images/stage.t
 import { noLeftovers, temporaryDirectory } from "../../support/leftovers.ts";
 
 function options(buildDir: string, more: Partial<StageRun> = {}): StageRun {
-  return { buildDir, signal: new AbortController().signal, onProgress: () => {}, isForced: false, ...more };
+  return { buildDir, signal: new AbortController().signal, onProgress: () => {}, isForced: false, enclosure: [], ...more };
 }
 
 /** A stage that writes one file and counts how often. */
