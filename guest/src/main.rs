@@ -38,7 +38,6 @@ pub extern "C" fn main() -> i32 {
     sys::power_off()
 }
 
-/// The language's process starts as early as possible: while it waits for the disk, the rest is set up.
 fn start() -> Result<server::Server, Fatal> {
     init::open_standard_streams()?;
     memory::protect_agent();
@@ -50,7 +49,10 @@ fn start() -> Result<server::Server, Fatal> {
     let program = program::prepare(&language)?;
     let repl = repl::Repl::start(program, Some(confine::confinement()), machine.cgroup.take(), server::now_us())?;
     trace.step("language started");
+    // The rest is done while that process waits for the disk.
+    sys::take_precedence(sys::Precedence::Last).action("yield the processor")?;
     init::finish(&machine);
+    sys::take_precedence(sys::Precedence::First).action("take the processor")?;
     trace.step("machine finished");
     let port = channel::open_port(&machine)?;
     init::open_late_console(&machine);

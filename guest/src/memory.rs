@@ -21,15 +21,12 @@ pub fn user_bytes() -> u64 {
     total_bytes().saturating_sub(RESERVED_BYTES).max(RESERVED_BYTES)
 }
 
-/// The agent is never a victim, never waits for its own pages, and runs before everything else.
+/// The agent is never a victim and never waits for its own pages.
 pub fn protect_agent() {
     let _ = crate::init::write_file("/proc/self/oom_score_adj", "-1000");
     // On fault: untouched pages need not become resident for it.
     if let Err(error) = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
         eprintln!("sbx-agent: cannot lock memory: {error}");
-    }
-    if let Err(error) = crate::sys::take_precedence() {
-        eprintln!("sbx-agent: no precedence: {error}");
     }
 }
 

@@ -198,11 +198,23 @@ pub fn swap_on(device: &CStr) -> Result<(), Errno> {
     check(unsafe { libc::swapon(device.as_ptr(), 0) }).map(drop)
 }
 
-/// Runs before every ordinary process; children start ordinary.
-pub fn take_precedence() -> Result<(), Errno> {
-    let parameters = libc::sched_param { sched_priority: 1 };
+/// When the agent gets the processor.
+#[derive(Clone, Copy)]
+pub enum Precedence {
+    /// When nobody else wants it.
+    Last,
+    /// Before every ordinary process; children start ordinary.
+    First,
+}
+
+pub fn take_precedence(precedence: Precedence) -> Result<(), Errno> {
+    let (policy, sched_priority) = match precedence {
+        Precedence::Last => (libc::SCHED_IDLE, 0),
+        Precedence::First => (libc::SCHED_FIFO, 1),
+    };
+    let parameters = libc::sched_param { sched_priority };
     // SAFETY: the parameters outlive the call.
-    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters) }).map(drop)
+    check(unsafe { libc::sched_setscheduler(0, policy | libc::SCHED_RESET_ON_FORK, &parameters) }).map(drop)
 }
 
 /// Brings the loopback interface up.
