@@ -1,7 +1,7 @@
 /** Guest: the agent's methods as typed calls; everything it says is checked before it is believed. */
 import type { Duplex } from "node:stream";
 import { abortable, Deadline } from "../base/async.ts";
-import { CommunicationError, GuestAgentError, OutcomeUnknownError, type SandboxErrorOptions } from "../base/errors.ts";
+import { CommunicationError, GuestAgentError, OutcomeUnknownError, type SandboxErrorOptions, shown } from "../base/errors.ts";
 import {
   CANCEL_GRACE_MS,
   GUEST_KILL_GRACE_MS,
@@ -12,6 +12,9 @@ import {
 } from "../base/limits.ts";
 import { type Answer, type DataHandler, Mux, type MuxStream } from "./mux.ts";
 import { concat, DATA_FLAG, WireError } from "./wire.ts";
+
+/** Of what the agent says in its own words, so much goes into an error. */
+const MESSAGE_MAX_CHARS = 1024;
 
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 
@@ -57,15 +60,29 @@ export interface ExecSinks {
   onOutput(name: OutputName, bytes: Uint8Array): void;
 }
 
+/** How long the host waits beyond what the guest was given. */
+export interface Graces {
+  /** For the guest to end a program that ran out of time. */
+  readonly killMs: number;
+  /** For the guest to interrupt an aborted execution before it kills it. */
+  readonly cancelMs: number;
+  /** For the answer itself, on top of either. */
+  readonly resultMs: number;
+}
+
+const GRACES: Graces = { killMs: GUEST_KILL_GRACE_MS, cancelMs: CANCEL_GRACE_MS, resultMs: RESULT_GRACE_MS };
+
 /** The agent of one VM. */
 export class GuestChannel {
   readonly #mux: Mux;
+  readonly #graces: Graces;
   readonly #announced = Promise.withResolvers<GuestAnnouncement>();
   #acknowledged: PromiseWithResolvers<void> | undefined;
   #awaitedId = "";
 
   /** Speaks over `pipe`, whose other end the agent's control port is. */
-  constructor(pipe: Duplex) {
+  constructor(pipe: Duplex, graces: Graces = GRACES) {
+    this.#graces = graces;
     this.#mux = new Mux(pipe, (payload) => this.#onHello(payload));
     this.#announced.promise.catch(() => {}); // A clone announces nothing; nobody waits then.
     this.#mux.closed.addEventListener("abort", () => {
@@ -118,7 +135,8 @@ export class GuestChannel {
       stderrLimit: STDERR_MAX_BYTES,
     }, outputHandler(sinks));
     void stream.send(env.length === 0 ? code : concat(env, code), DATA_FLAG.body);
-    using deadline = new Deadline(request.timeoutMs + GUEST_KILL_GRACE_MS + RESULT_GRACE_MS, () => lostError(request.timeoutMs));
+    const waitMs = request.timeoutMs + this.#graces.killMs + this.#graces.resultMs;
+    using deadline = new Deadline(waitMs, () => lostError(waitMs));
     try {
       return parseExecReply(await this.#answerOf(stream, deadline.signal, signal));
     } catch (cause) {
@@ -158,8 +176,9 @@ export class GuestChannel {
       return resultOf(await abortable(stream.answer, waiting), "exec");
     } catch (error) {
       if (!signal?.aborted) throw error;
-      stream.cancel(CANCEL_GRACE_MS);
-      using grace = new Deadline(CANCEL_GRACE_MS + RESULT_GRACE_MS, () => new CommunicationError("Cannot stop the code: no answer"));
+      const { cancelMs, resultMs } = this.#graces;
+      stream.cancel(cancelMs);
+      using grace = new Deadline(cancelMs + resultMs, () => new CommunicationError("Cannot stop the code: no answer"));
       await abortable(stream.answer, grace.signal).catch(() => this.close()); // A guest that does not even stop is lost.
       throw signal.reason;
     }
@@ -169,13 +188,17 @@ export class GuestChannel {
     const message = parseObject(payload);
     if (!message) throw new WireError("content", "HELLO carries a JSON object");
     if (message["protocol"] !== PROTOCOL_VERSION) {
-      throw new WireError("content", `the agent speaks protocol ${String(message["protocol"])}, we speak ${PROTOCOL_VERSION}`);
+      throw new WireError("content", `the agent speaks protocol ${shown(message["protocol"])}, we speak ${PROTOCOL_VERSION}`);
     }
     if (typeof message["id"] === "string") {
       if (message["id"] === this.#awaitedId) this.#acknowledged?.resolve();
       return;
     }
-    this.#announced.resolve({ agent: String(message["agent"]).slice(0, 64), language: String(message["language"]).slice(0, 64) });
+    const { agent, language } = message;
+    if (typeof agent !== "string" || typeof language !== "string") {
+      throw new WireError("content", `HELLO names agent and language, got ${shown(agent)} and ${shown(language)}`);
+    }
+    this.#announced.resolve({ agent: agent.slice(0, 64), language: language.slice(0, 64) });
   }
 }
 
@@ -187,24 +210,30 @@ function outputHandler(sinks: ExecSinks): DataHandler {
   };
 }
 
-function lostError(timeoutMs: number): OutcomeUnknownError {
-  return new OutcomeUnknownError(
-    `Cannot tell how the code ended: no answer from the guest ${timeoutMs + GUEST_KILL_GRACE_MS + RESULT_GRACE_MS} ms after it was sent`,
-  );
+function lostError(waitMs: number): OutcomeUnknownError {
+  return new OutcomeUnknownError(`Cannot tell how the code ended: no answer from the guest ${waitMs} ms after it was sent`);
 }
 
 function resultOf(answer: Answer, method: string): Uint8Array {
   if (answer.kind === "result") return answer.payload;
   const { code, message } = answerObject(answer.payload);
   const options: SandboxErrorOptions = code === "busy" ? { retry: "safe" } : { retry: "unknown" };
-  throw new GuestAgentError(`Cannot ${method} in the guest: ${String(message).slice(0, 1024)} (${String(code).slice(0, 64)})`, options);
+  throw new GuestAgentError(
+    `Cannot ${method} in the guest: ${quotable(message)} (${quotable(code)})`,
+    options,
+  );
+}
+
+/** What the guest wrote, fit for a message: a terminal must not obey it. */
+function quotable(value: unknown): string {
+  return typeof value === "string" ? value.slice(0, MESSAGE_MAX_CHARS).replace(/\p{Cc}+/gu, " ") : shown(value);
 }
 
 /** The JSON object in `payload`, or undefined when it is none. */
 function parseObject(payload: Uint8Array): Record<string, unknown> | undefined {
   try {
     const value: unknown = JSON.parse(decoder.decode(payload));
-    return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
+    return typeof value === "object" && value !== null && !Array.isArray(value) ? value as Record<string, unknown> : undefined;
   } catch {
     return undefined; // Not JSON and not an object are the same mistake of the peer.
   }
@@ -213,9 +242,7 @@ function parseObject(payload: Uint8Array): Record<string, unknown> | undefined {
 function answerObject(payload: Uint8Array): Record<string, unknown> {
   const message = parseObject(payload);
   if (message) return message;
-  throw new GuestAgentError(`Cannot read the guest's answer: ${JSON.stringify(decoder.decode(payload.subarray(0, 256)))}`, {
-    retry: "unknown",
-  });
+  throw unreadable(payload);
 }
 
 /** Throws `GuestAgentError` for a reply that no agent of ours would send. */
@@ -223,18 +250,20 @@ function parseExecReply(payload: Uint8Array): ExecReply {
   const { exitCode, timedOut, executionUs, reset, outputLimit, value } = answerObject(payload);
   const isValid = Number.isInteger(exitCode) && (exitCode as number) >= -1 && (exitCode as number) <= 255 &&
     typeof timedOut === "boolean" && typeof reset === "boolean" &&
-    typeof executionUs === "number" && executionUs >= 0 &&
+    Number.isSafeInteger(executionUs) && (executionUs as number) >= 0 &&
     (outputLimit === null || outputLimit === "stdout" || outputLimit === "stderr") &&
     (value === null || typeof value === "string");
-  if (!isValid) {
-    throw new GuestAgentError(`Cannot read the guest's answer: ${decoder.decode(payload.subarray(0, 256))}`, { retry: "unknown" });
-  }
+  if (!isValid) throw unreadable(payload);
   return {
     exitCode: exitCode as number,
     timedOut,
-    executionUs,
+    executionUs: executionUs as number,
     isReset: reset,
     outputLimit: outputLimit ?? undefined,
     value: value ?? undefined,
   };
+}
+
+function unreadable(answer: Uint8Array): GuestAgentError {
+  return new GuestAgentError(`Cannot read the guest's answer: ${quotable(decoder.decode(answer.subarray(0, 256)))}`, { retry: "unknown" });
 }

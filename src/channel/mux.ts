@@ -29,7 +29,10 @@ export class Mux {
     this.#pipe = pipe;
     this.#onHello = onHello;
     pipe.on("data", (chunk: Uint8Array) => this.#receive(chunk));
-    pipe.on("close", () => this.#close(new CommunicationError("Cannot reach the guest: the control channel was closed")));
+    // A guest that only stops speaking is as lost as one that has gone.
+    for (const event of ["end", "close"]) {
+      pipe.on(event, () => this.#close(new CommunicationError("Cannot reach the guest: the control channel was closed")));
+    }
     pipe.on("error", (cause) => this.#close(new CommunicationError(`Cannot reach the guest: ${messageOf(cause)}`, { cause })));
   }
 
