@@ -16,6 +16,8 @@ const REPLY_BYTES = 12;
 const NO_VALUE = 0xffffffff;
 /** The protocol's descriptor; node's `stdio` would need 1,001 entries, so bash moves descriptor 3 there. */
 const WRAPPER = 'out=$1 err=$2; shift 2; exec >>"$out" 2>>"$err" 1000<&3 3<&-; exec "$@"';
+/** The same with a pipe as stdout, as the agent has it; what comes through lies in the file a little later. */
+const PIPED_WRAPPER = WRAPPER.replace('>>"$out"', '> >(exec cat >>"$out" 3<&-)');
 const REPL_DIRECTORY = fileURLToPath(new URL("../../../guest/repl", import.meta.url));
 
 /** What an execution left. */
@@ -83,12 +85,12 @@ export class Repl {
   #wake = () => {};
   #id = 0;
 
-  private constructor(t: TestContext, { command, env }: Interpreter) {
+  private constructor(t: TestContext, { command, env }: Interpreter, wrapper: string) {
     const directory = temporaryDirectory(t);
     this.home = path.join(directory, "home");
     mkdirSync(this.home);
     this.#files = ["stdout", "stderr"].map((name) => path.join(directory, name));
-    this.#child = spawn("bash", ["-c", WRAPPER, "bash", ...this.#files, ...command], {
+    this.#child = spawn("bash", ["-c", wrapper, "bash", ...this.#files, ...command], {
       cwd: this.home,
       env: { PATH: process.env["PATH"] ?? "", HOME: this.home, LANG: "C.UTF-8", TMPDIR: directory, ...env },
       stdio: ["ignore", "ignore", "ignore", "pipe"],
@@ -108,14 +110,19 @@ export class Repl {
   }
 
   /** Starts `interpreter`; resolves when it said that it is ready. */
-  static async start(t: TestContext, interpreter: Interpreter): Promise<Repl> {
-    const repl = new Repl(t, interpreter);
+  static async start(t: TestContext, interpreter: Interpreter, options: { piped?: boolean } = {}): Promise<Repl> {
+    const repl = new Repl(t, interpreter, options.piped ? PIPED_WRAPPER : WRAPPER);
     assert.equal((await repl.#take(1)).toString(), "R");
     return repl;
   }
 
   get pid(): number {
     return this.#child.pid ?? 0;
+  }
+
+  /** Where its standard output goes. */
+  get stdoutFile(): string {
+    return this.#files[0] ?? "";
   }
 
   /** Runs `code`; fails the test when the REPL ends instead of replying. */

@@ -254,7 +254,7 @@ testPython("the largest code arrives whole", async (repl) => {
   assert.equal(await repl.value(`s = '${text}'\nlen(s)`), String(text.length));
 });
 
-testPython("the end of the socket ends it in order, garbage with 70, a closed descriptor with 71", async (repl) => {
+testPython("the end of the socket ends it in order, after atexit handlers", async (repl) => {
   await repl.exec("import atexit\natexit.register(open, 'left', 'w')");
   repl.hangUp();
   assert.deepEqual(await repl.ended, { code: 0, signal: null });
