@@ -115,8 +115,8 @@ testBun("rejections and errors in timers are reported, and fail an execution tha
   const during = await repl.exec("setTimeout(() => { throw new Error('late') }, 1); await new Promise(() => {})");
   assert.equal(during.exitCode, 1);
   assert.match(during.stderr, /Error: late/);
-  await repl.exec("setTimeout(() => { throw new Error('between') }, 1); setTimeout(() => Promise.reject(new Error('two')), 2); 0");
-  await sleep(100);
+  await repl.exec("setTimeout(() => { throw new Error('between') }, 50); setTimeout(() => Promise.reject(new Error('two')), 60); 0");
+  await sleep(200);
   const after = await repl.exec("'alive'");
   assert.deepEqual([after.exitCode, after.value], [0, '"alive"']);
   assert.match(after.stderr, /Error: between[^]*Error: two/);
