@@ -189,10 +189,11 @@ impl Server {
             }
         }
         if matches!(self.repl.state, State::Starting { deadline_us } if now_us >= deadline_us) {
+            self.failed_starts += 1;
             self.repl.kill(now_us);
         }
-        if self.repl.check_gone(now_us) {
-            self.on_gone(now_us)?;
+        if matches!(self.repl.state, State::Dying { .. }) {
+            self.on_children(now_us)?;
         }
         if self.restart_at_us.is_some_and(|at_us| now_us >= at_us) {
             self.restart_at_us = None;
@@ -347,3 +348,7 @@ pub fn now_us() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

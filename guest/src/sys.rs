@@ -252,6 +252,13 @@ pub fn read_append(fd: impl std::os::fd::AsFd, buffer: &mut Vec<u8>, most: usize
     Ok(bytes)
 }
 
+/// The REPL's end of the control channel, in a test's REPL.
+#[cfg(test)]
+pub fn inherited_control() -> OwnedFd {
+    // SAFETY: in that process the descriptor was made by `spawn`, and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(CONTROL_FD) }
+}
+
 fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
     match result {
         -1 => Err(last_error()),
