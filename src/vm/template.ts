@@ -1,5 +1,5 @@
 /** Templates: memory and device state of a machine that has booted and warmed up, kept on disk and cloned for every start. */
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import fs from "node:fs/promises";
 import path from "node:path";
@@ -9,7 +9,7 @@ import { FileLock, StagedDirectory, sweepTemporaries, writeFileAtomic } from "..
 import { commandLineFor, type Hypervisor } from "./hypervisor.ts";
 
 /** Raised when what is in a template changes without any of its other inputs doing so. */
-const TEMPLATE_VERSION = 1;
+const TEMPLATE_VERSION = 2;
 /** The directory is this user's alone; behind its confinement QEMU is another user and reads the files through bind mounts. */
 const SAVED_MODE = 0o444, BAKING_MODE = 0o666;
 const RAM = "ram", STATE = "state", CONSOLE_LOG = "console.log", META = "meta.json";
@@ -25,12 +25,15 @@ export interface TemplateIdentity {
 /** A template on disk, ready to be cloned. */
 export interface Template extends TemplateIdentity {
   readonly directory: string;
+  /** Tells one bake from the next of the same key. */
+  readonly bakeId: string;
   readonly ramFile: string;
   readonly stateFile: string;
 }
 
 const metaSchema = z.object({
   key: z.string(),
+  bakeId: z.string(),
   ramBytes: z.number().int().positive(),
   stateBytes: z.number().int().positive(),
 });
@@ -72,12 +75,12 @@ export class TemplateStore {
 
   /** The template, or undefined when there is none or what is there is not whole. */
   async find(identity: TemplateIdentity): Promise<Template | undefined> {
-    const template = this.#at(identity);
+    const place = this.#at(identity);
     try {
-      const meta = metaSchema.parse(JSON.parse(await fs.readFile(path.join(template.directory, META), "utf8")));
-      const [ram, state] = await Promise.all([fs.stat(template.ramFile), fs.stat(template.stateFile)]);
+      const meta = await readMeta(place.directory);
+      const [ram, state] = await Promise.all([fs.stat(place.ramFile), fs.stat(place.stateFile)]);
       const isWhole = meta.key === identity.key && ram.size === meta.ramBytes && state.size === meta.stateBytes;
-      return isWhole ? template : undefined;
+      return isWhole ? { ...place, bakeId: meta.bakeId } : undefined;
     } catch {
       return undefined; // Missing, half deleted or unreadable: made anew.
     }
@@ -110,24 +113,33 @@ export class TemplateStore {
     await createFile(stateFile, 0);
     const log = await bake({ ramFile, stateFile });
     await fs.writeFile(path.join(staged.path, CONSOLE_LOG), log, { mode: 0o400 });
-    const meta = { key: identity.key, ramBytes, stateBytes: (await fs.stat(stateFile)).size, language: identity.language };
+    const stateBytes = (await fs.stat(stateFile)).size;
+    if (stateBytes === 0) throw new Error("the machine's state is empty");
+    const meta = { key: identity.key, bakeId: randomUUID(), ramBytes, stateBytes, language: identity.language };
     await writeFileAtomic(path.join(staged.path, META), JSON.stringify(meta), 0o400);
     for (const file of [ramFile, stateFile]) await fs.chmod(file, SAVED_MODE);
-    const template = this.#at(identity);
-    await fs.rm(template.directory, { recursive: true, force: true }); // Only something broken can be there: `find` refused it.
-    await staged.publish(template.directory);
-    return template;
+    const place = this.#at(identity);
+    await fs.rm(place.directory, { recursive: true, force: true }); // Only something broken can be there: `find` refused it.
+    await staged.publish(place.directory);
+    return { ...place, bakeId: meta.bakeId };
   }
 
   /** Removes a template that did not start, unless somebody replaced it. */
   async drop(template: Template): Promise<void> {
+    const current = await readMeta(template.directory).catch(() => undefined); // Not readable: whatever is there starts nobody.
+    if (current && current.bakeId !== template.bakeId) return;
     await fs.rm(template.directory, { recursive: true, force: true });
   }
 
-  #at(identity: TemplateIdentity): Template {
+  #at(identity: TemplateIdentity): Omit<Template, "bakeId"> {
     const directory = path.join(this.#root, `${identity.language}-${identity.memoryMiB}-${identity.key.slice(0, 32)}`);
-    return { ...identity, directory, ramFile: path.join(directory, RAM), stateFile: path.join(directory, STATE) };
+    const { language, memoryMiB, key } = identity;
+    return { language, memoryMiB, key, directory, ramFile: path.join(directory, RAM), stateFile: path.join(directory, STATE) };
   }
+}
+
+async function readMeta(directory: string): Promise<z.infer<typeof metaSchema>> {
+  return metaSchema.parse(JSON.parse(await fs.readFile(path.join(directory, META), "utf8")));
 }
 
 async function createFile(file: string, sizeBytes: number): Promise<void> {
