@@ -52,29 +52,37 @@ export async function reap(root: string, log: Logger): Promise<number> {
     if (owner && !isSameProcess(owner)) dead.push(token);
   }
   if (dead.length === 0) return 0;
-  const orphans = (await commandLines()).filter(({ args }) => dead.some((token) => args.includes(`vm-${token}-`)));
-  for (const { pid } of orphans) {
-    log.warning("ending a QEMU whose owner died", { pid });
-    endProcess(pid);
+  const processes = await commandLines();
+  let endedCount = 0;
+  for (const token of dead) {
+    const orphans = processes.filter(({ pid, args }) => pid !== process.pid && args.includes(`vm-${token}-`));
+    const ended = orphans.filter(({ pid }) => endProcess(pid, log));
+    endedCount += ended.length;
+    // What we may not end is left to whoever may: the entry is how it will be found.
+    if (ended.length === orphans.length) await fs.rm(path.join(root, token), { force: true });
   }
-  for (const token of dead) await fs.rm(path.join(root, token), { force: true });
-  return orphans.length;
+  return endedCount;
 }
 
 async function readOwner(file: string): Promise<ProcessIdentity | undefined> {
   try {
     const { pid, startTicks } = JSON.parse(await fs.readFile(file, "utf8"));
-    return Number.isInteger(pid) && pid > 1 ? { pid, startTicks } : undefined;
+    return Number.isInteger(pid) && pid > 1 && Number.isInteger(startTicks) ? { pid, startTicks } : undefined;
   } catch {
     return undefined; // Removed meanwhile by its owner or another reaper.
   }
 }
 
-function endProcess(pid: number): void {
+/** True when the process is ended or has ended by itself. */
+function endProcess(pid: number, log: Logger): boolean {
   try {
     process.kill(pid, "SIGKILL");
+    log.warning("ended a QEMU whose owner died", { pid });
+    return true;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error; // Gone already is what we wanted.
+    if ((error as NodeJS.ErrnoException).code === "ESRCH") return true; // Gone already is what we wanted.
+    log.warning("a QEMU whose owner died cannot be ended", { pid, reason: messageOf(error) });
+    return false;
   }
 }
 
