@@ -58,12 +58,15 @@ export abstract class PermanentError extends SandboxError {
 
 /** Errors that carry the result of the execution they ended. `R` is `ExecutionResult`. */
 export interface WithResult<R = unknown> {
+  /** What the execution left. */
   readonly result: R;
 }
 
 /** The VM never became ready, so the code never ran; or, with `check`, the code ran out of time: then `result` is set. */
 export class VmTimeoutError extends TransientError {
+  /** The class, also in minified programs. */
   override readonly name = "VmTimeoutError";
+  /** Stable; branch on it. */
   readonly code = "SBX_VM_TIMEOUT";
   /** The `ExecutionResult` of the execution that ran out of time. */
   readonly result: unknown;
@@ -76,7 +79,9 @@ export class VmTimeoutError extends TransientError {
 
 /** With `check`: the program ended with a status other than 0. */
 export class ExecutionFailedError extends PermanentError implements WithResult {
+  /** The class, also in minified programs. */
   override readonly name = "ExecutionFailedError";
+  /** Stable; branch on it. */
   readonly code = "SBX_EXECUTION_FAILED";
   /** The unsuccessful `ExecutionResult`. */
   readonly result: unknown;
@@ -89,31 +94,41 @@ export class ExecutionFailedError extends PermanentError implements WithResult {
 
 /** Memory or CPU budget, or a deadline while waiting for it, is exhausted. */
 export class VmCapacityError extends TransientError {
+  /** The class, also in minified programs. */
   override readonly name = "VmCapacityError";
+  /** Stable; branch on it. */
   readonly code = "SBX_VM_CAPACITY";
 }
 
 /** A setting of the VM or of the scheduler is not acceptable. */
 export class VmConfigError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "VmConfigError";
+  /** Stable; branch on it. */
   readonly code = "SBX_VM_CONFIG";
 }
 
 /** The session or scheduler is closed. */
 export class SessionClosedError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "SessionClosedError";
+  /** Stable; branch on it. */
   readonly code = "SBX_SESSION_CLOSED";
 }
 
 /** The channel to the guest failed before anything was dispatched. */
 export class CommunicationError extends TransientError {
+  /** The class, also in minified programs. */
   override readonly name = "CommunicationError";
+  /** Stable; branch on it. */
   readonly code = "SBX_COMMUNICATION";
 }
 
 /** The channel was lost after dispatch: the code may have run. */
 export class OutcomeUnknownError extends TransientError {
+  /** The class, also in minified programs. */
   override readonly name = "OutcomeUnknownError";
+  /** Stable; branch on it. */
   readonly code = "SBX_OUTCOME_UNKNOWN";
   /** Whether running again is harmless is the caller's decision. */
   constructor(message: string, options: SandboxErrorOptions = {}) {
@@ -123,13 +138,17 @@ export class OutcomeUnknownError extends TransientError {
 
 /** The agent inside the VM reported a failure of its own. */
 export class GuestAgentError extends TransientError {
+  /** The class, also in minified programs. */
   override readonly name = "GuestAgentError";
+  /** Stable; branch on it. */
   readonly code = "SBX_GUEST_AGENT";
 }
 
 /** Output went past a cap; the execution was ended, `result` holds what fitted. */
 export class OutputLimitError extends PermanentError implements WithResult {
+  /** The class, also in minified programs. */
   override readonly name = "OutputLimitError";
+  /** Stable; branch on it. */
   readonly code = "SBX_OUTPUT_LIMIT";
   /** The partial `ExecutionResult`. */
   readonly result: unknown;
@@ -142,13 +161,17 @@ export class OutputLimitError extends PermanentError implements WithResult {
 
 /** A package is not pinned, not in the catalog, or not possible in this language. */
 export class PackageNotAllowedError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "PackageNotAllowedError";
+  /** Stable; branch on it. */
   readonly code = "SBX_PACKAGE_NOT_ALLOWED";
 }
 
 /** A template or checkpoint could not be made or loaded. */
 export class SnapshotError extends TransientError {
+  /** The class, also in minified programs. */
   override readonly name = "SnapshotError";
+  /** Stable; branch on it. */
   readonly code = "SBX_SNAPSHOT";
 }
 
@@ -166,12 +189,15 @@ export type FileReason =
 
 /** A file operation failed, on the side and path it names. */
 export class SandboxFileError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "SandboxFileError";
+  /** Stable; branch on it. */
   readonly code = "SBX_FILE";
   /** Where the file is. */
   readonly side: "guest" | "host";
   /** As the caller gave it. */
   readonly path: string;
+  /** What stood in the way. */
   readonly reason: FileReason;
   /** `details` become the fields of the same names. */
   constructor(
@@ -188,37 +214,49 @@ export class SandboxFileError extends PermanentError {
 
 /** An argument other than the VM's configuration is not acceptable. */
 export class InputValidationError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name: string = "InputValidationError";
+  /** Stable; branch on it. */
   readonly code: `SBX_${string}` = "SBX_INPUT_VALIDATION";
 }
 
 /** An environment variable for the guest is not acceptable. */
 export class EnvVarValidationError extends InputValidationError {
+  /** The class, also in minified programs. */
   override readonly name = "EnvVarValidationError";
+  /** Stable; branch on it. */
   override readonly code = "SBX_ENV_VAR_VALIDATION";
 }
 
 /** The peer of a private socket is not who it must be. */
 export class SocketAuthError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "SocketAuthError";
+  /** Stable; branch on it. */
   readonly code = "SBX_SOCKET_AUTH";
 }
 
 /** A program or feature that sbx needs is missing on this host. */
 export class SandboxDependencyError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "SandboxDependencyError";
+  /** Stable; branch on it. */
   readonly code = "SBX_DEPENDENCY";
 }
 
 /** An asset (kernel, image, QEMU …) is missing, damaged or of another version. */
 export class AssetError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "AssetError";
+  /** Stable; branch on it. */
   readonly code = "SBX_ASSET";
 }
 
 /** Something owned could not be released; `leftovers` still exist. */
 export class CleanupError extends PermanentError {
+  /** The class, also in minified programs. */
   override readonly name = "CleanupError";
+  /** Stable; branch on it. */
   readonly code = "SBX_CLEANUP";
   /** What could not be released, outermost last. */
   readonly leftovers: readonly string[];

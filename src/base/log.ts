@@ -1,18 +1,22 @@
 /** Log: structured, through the logger one was given; never secrets, user code or guest output. */
 
 /** In order of weight. */
-export const LOG_LEVELS = ["debug", "info", "warning", "error", "silent"] as const;
+export const LOG_LEVELS: readonly LogLevel[] = ["debug", "info", "warning", "error", "silent"];
 /** How much is written. */
-export type LogLevel = typeof LOG_LEVELS[number];
+export type LogLevel = "debug" | "info" | "warning" | "error" | "silent";
 
 /** Values that say what an entry is about. */
 export type LogFields = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
 /** Where entries go. Implementations must not throw. */
 export interface Logger {
+  /** What helps to find a mistake of ours. */
   debug(message: string, fields?: LogFields): void;
+  /** What was done. */
   info(message: string, fields?: LogFields): void;
+  /** What is worse than it could be. */
   warning(message: string, fields?: LogFields): void;
+  /** What failed without anybody being told otherwise. */
   error(message: string, fields?: LogFields): void;
 }
 

@@ -40,8 +40,43 @@ const schema = z.strictObject({
   autoDownloadAssets: flag.default(true),
 });
 
-/** Fields of `Scheduler.open`; each also as `EXEC_SANDBOX_<UPPER_SNAKE>` in the environment. */
-export type SchedulerConfig = { readonly [K in keyof z.input<typeof schema>]?: z.input<typeof schema>[K] | undefined };
+/** Fields of `Scheduler.open`; each also as `EXEC_SANDBOX_<UPPER_SNAKE>` in the environment, which an explicit field beats. */
+export interface SchedulerConfig {
+  /** Ready VMs kept per language, 0-1024. Default 0. */
+  readonly warmPoolSize?: number | undefined;
+  /** Memory of a VM in MB (2^20 bytes), at least 128. Default 256. */
+  readonly defaultMemoryMb?: number | undefined;
+  /** Seconds the code may run, 1-300. Default 30. */
+  readonly defaultTimeoutSeconds?: number | undefined;
+  /** Seconds until an idle session closes, 10-3600. Default 300. */
+  readonly sessionIdleTimeoutSeconds?: number | undefined;
+  /** Where kernel, QEMU and root images are. Default: below the cache directory. */
+  readonly imagesDir?: string | undefined;
+  /** Where templates are kept. Default: below the cache directory. */
+  readonly snapshotCacheDir?: string | undefined;
+  /** Bucket of the remote snapshot cache. Default: none. Credentials come by the AWS default chain. */
+  readonly s3Bucket?: string | undefined;
+  /** Region of the bucket. Default `us-east-1`. */
+  readonly s3Region?: string | undefined;
+  /** What every key begins with. Default `snapshots/`. */
+  readonly s3Prefix?: string | undefined;
+  /** URL of another S3-compatible service. Default: none. */
+  readonly s3Endpoint?: string | undefined;
+  /** Uploads at once, 1-16. Default 4. */
+  readonly maxConcurrentS3Uploads?: number | undefined;
+  /** Memory that VMs may be promised, per memory of the host less its reserve, 0.1-100. Default 1.5. */
+  readonly memoryOvercommitRatio?: number | undefined;
+  /** VMs that may run per CPU of the host, 0.1-1000. Default 4. */
+  readonly cpuOvercommitRatio?: number | undefined;
+  /** Part of the host's memory that is left to others, 0-0.95. Default 0.1. */
+  readonly hostMemoryReserveRatio?: number | undefined;
+  /** Seconds between looks at the host's resources, 1-60. Default 5. */
+  readonly resourceMonitorIntervalSeconds?: number | undefined;
+  /** Refuse packages that are not in the catalog. Default true. */
+  readonly enablePackageValidation?: boolean | undefined;
+  /** Download images that are missing. Default true. */
+  readonly autoDownloadAssets?: boolean | undefined;
+}
 
 /** A configuration in which every field has its value, and what only the environment can say. */
 export interface ResolvedConfig extends Readonly<Omit<z.output<typeof schema>, "snapshotCacheDir">> {

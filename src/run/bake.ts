@@ -13,8 +13,11 @@ const QUIT_TIMEOUT_MS = 5_000;
 
 /** A step of a bake, as it begins. */
 export interface BakeProgress {
+  /** Whose template it is. */
   readonly language: string;
+  /** Memory of the machine, in MB (2^20 bytes). */
   readonly memoryMb: number;
+  /** What begins now; `waiting`: another process makes the same template. */
   readonly phase: "waiting" | "booting" | "warming" | "saving" | "done";
   /** Since the bake began, in milliseconds. */
   readonly elapsedMs: number;

@@ -15,6 +15,7 @@ export type OutputCallback = (text: string) => void;
 export interface RunRequest {
   /** 1 to 1,048,576 bytes of UTF-8, not only white space, no NUL. */
   readonly code: string;
+  /** What runs it. */
   readonly language: Language;
   /** Whole seconds the code may run, 1-300; default: the scheduler's. Starting the VM has its own deadline. */
   readonly timeoutSeconds?: number;
@@ -26,7 +27,9 @@ export interface RunRequest {
   readonly signal?: AbortSignal;
   /** Throw `ExecutionFailedError` or `VmTimeoutError` for an unsuccessful result. Default false. */
   readonly check?: boolean;
+  /** Standard output as it comes. */
   readonly onStdout?: OutputCallback;
+  /** Standard error as it comes. */
   readonly onStderr?: OutputCallback;
   /** Kernel and agent log; for a clone first that of its template's boot. */
   readonly onBootLog?: OutputCallback;

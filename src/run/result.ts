@@ -17,11 +17,15 @@ export interface Timing {
 
 /** A guest port that is reachable on the host. */
 export interface ExposedPort {
+  /** Port in the guest. */
   readonly internal: number;
+  /** Port on the host. */
   readonly external: number;
   /** The loopback address it is bound to. */
   readonly host: string;
+  /** Transport. */
   readonly protocol: "tcp" | "udp";
+  /** Where to reach it. */
   readonly url: string;
 }
 
@@ -40,6 +44,7 @@ export interface ExecutionResult {
   readonly results: readonly DisplayData[];
   /** 0 success, `128+N` signal N, -1 no status (timed out or lost). */
   readonly exitCode: number;
+  /** The code was ended because its time was up. */
   readonly timedOut: boolean;
   /** As measured in the guest, from the code's arrival to its end; whole milliseconds, rounded up. */
   readonly executionTimeMs: number;
@@ -47,8 +52,12 @@ export interface ExecutionResult {
   readonly externalCpuTimeMs: number | null;
   /** Peak resident memory of the QEMU process on the host, in MB (2^20 bytes), shared template pages included; null where it cannot be read. */
   readonly externalMemoryPeakMb: number | null;
+  /** Where the time went. */
   readonly timing: Timing;
+  /** The VM was ready before it was asked for. */
   readonly warmPoolHit: boolean;
+  /** How the VM came to be. */
   readonly start: StartKind;
+  /** Guest ports reachable on the host. */
   readonly exposedPorts: readonly ExposedPort[];
 }

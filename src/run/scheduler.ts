@@ -92,6 +92,7 @@ export class Scheduler implements AsyncDisposable {
     return this.#closed;
   }
 
+  /** The same as `close`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
