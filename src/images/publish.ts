@@ -56,7 +56,8 @@ async function createSet(target: string, manifest: Manifest, text: string, sourc
 async function mendSet(target: string, manifest: Manifest, text: string, sources: ReadonlyMap<string, string>): Promise<void> {
   for (const [file, entry] of Object.entries(manifest.files)) {
     const source = sourceOf(sources, file), place = path.join(target, file);
-    const [own, present] = await Promise.all([fs.stat(source), fs.lstat(place).catch(() => undefined)]);
+    const own = await fs.stat(source);
+    const present = await fs.lstat(place).catch(() => undefined); // Gone: it is put back.
     if (present?.isFile() && present.dev === own.dev && present.ino === own.ino) continue; // A link to the very file that was just checked.
     if (present?.isFile() && present.size === entry.size && await sha256File(place) === entry.sha256) continue;
     const temporary = path.join(target, temporaryName());

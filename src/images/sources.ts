@@ -10,7 +10,7 @@ export const SOURCE_ROOTS = ["guest", "jail", "images"] as const;
 /** File name of the packed sources inside a compiled program. */
 export const PACK_NAME = "sources.pack";
 /** Never part of a build's sources. */
-const EXCLUDED = new Set(["target", "fuzz", "node_modules", ".git"]);
+const EXCLUDED: readonly string[] = ["target", "fuzz", "node_modules", ".git"];
 
 /** Packed sources: path relative to the repository → mode and text. */
 export type SourcePack = Readonly<Record<string, { readonly mode: number; readonly text: string }>>;
@@ -34,7 +34,7 @@ export async function listSources(root: string, paths: readonly string[]): Promi
     if (stat?.isFile()) found.push(relative);
     if (!stat?.isDirectory()) return;
     for (const name of await fs.readdir(path.join(root, relative))) {
-      if (!EXCLUDED.has(name)) await visit(path.posix.join(relative, name));
+      if (!EXCLUDED.includes(name)) await visit(path.posix.join(relative, name));
     }
   };
   for (const start of paths) await visit(start);

@@ -63,7 +63,8 @@ export async function removeAssets(directory: string): Promise<number> {
     if (!(error instanceof AssetError)) throw error; // No images, or none that can be read: what is ours is removed below.
   }
   await fs.rm(sets, { recursive: true, force: true });
-  if ((await fs.lstat(directory).catch(() => undefined))?.isSymbolicLink()) await fs.rm(directory, { force: true });
+  const found = await fs.lstat(directory).catch(() => undefined); // Nothing there: nothing to remove.
+  if (found?.isSymbolicLink()) await fs.rm(directory, { force: true });
   else await fs.rmdir(directory).catch(() => {}); // Not there, or it holds files of somebody else's: they stay.
   return freed;
 }
