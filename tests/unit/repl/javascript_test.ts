@@ -42,12 +42,13 @@ testBun("a declaration that fails leaves what was there", async (repl) => {
 });
 
 testBun("imports of every kind work, relative ones from the working directory", async (repl) => {
-  writeFileSync(path.join(repl.home, "helper.ts"), "export const twice = (x: number) => x * 2;\nexport default 'default';\n");
+  const module = "./helper.ts";
+  writeFileSync(path.join(repl.home, module), "export const twice = (x: number) => x * 2;\nexport default 'default';\n");
   assert.equal(
-    await repl.value("import d, { twice as t } from './helper'; import * as all from './helper.ts'; t(2) + d + all.twice(3)"),
+    await repl.value(`import d, { twice as t } from './helper'; import * as all from '${module}'; t(2) + d + all.twice(3)`),
     '"4default6"',
   );
-  assert.equal(await repl.value("t(5) + require('./helper').twice(1) + (await import('./helper.ts')).twice(1)"), "14");
+  assert.equal(await repl.value(`t(5) + require('./helper').twice(1) + (await import('${module}')).twice(1)`), "14");
   assert.equal(await repl.value("import { readFileSync } from 'node:fs'; typeof readFileSync"), '"function"');
   assert.equal(await repl.value("typeof readFileSync"), '"function"');
   assert.match((await repl.exec("import { nope } from './helper'; nope")).stderr, /Export named 'nope' not found/);
