@@ -5,7 +5,7 @@ import { isatty } from "node:tty";
 import type { BakeProgress } from "../run/bake.ts";
 import type { CliContext, OpenOptions, ProgressEvent } from "./context.ts";
 import type { InputStream } from "./output.ts";
-import { ProcessOutput } from "./process_output.ts";
+import { OutputQueue, ProcessOutput } from "./process_output.ts";
 
 const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
   waiting: "waiting for another process that makes it",
@@ -18,11 +18,12 @@ const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
 /** The context of a real process. `onBroken` is called when the reader of standard output has gone. */
 export function hostContext(options: { readonly signal: AbortSignal; readonly onBroken: () => void }): CliContext {
   const { env } = process;
+  const queue = new OutputQueue();
   return {
     stdin: processInput(),
-    stdout: new ProcessOutput("stdout", env, options.onBroken),
+    stdout: new ProcessOutput(queue, { descriptor: 1, env, onBroken: options.onBroken }),
     // Nobody reads our complaints: no reason to end what runs.
-    stderr: new ProcessOutput("stderr", env, () => {}),
+    stderr: new ProcessOutput(queue, { descriptor: 2, env, onBroken: () => {} }),
     env,
     signal: options.signal,
     openScheduler,

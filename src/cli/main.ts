@@ -1,14 +1,16 @@
 /** Main: the real process around the program: signals, streams and the exit. */
 import process from "node:process";
-import { BrokenPipeError, InterruptedError } from "./failure.ts";
+import { settlesWithin } from "../base/async.ts";
+import { BrokenPipeError, exitCodeOf, InterruptedError } from "./failure.ts";
 import { hostContext } from "./host_context.ts";
 import { runProgram } from "./program.ts";
 
 /** Signals that end the program in order, with their numbers. */
 const SIGNALS = { SIGINT: 2, SIGTERM: 15, SIGHUP: 1 } as const;
-
 /** What an ordered end may take; then the process ends whatever still hangs. Children die with it. */
 const END_GRACE_MS = 10_000;
+/** How long an ended program waits for a reader that has paused. */
+const FLUSH_GRACE_MS = 1_000;
 
 /** Runs the program on `args` and ends the process with its status. */
 export async function main(args: readonly string[]): Promise<void> {
@@ -25,6 +27,11 @@ export async function main(args: readonly string[]): Promise<void> {
     onBroken: () => ending.abort(new BrokenPipeError("The reader of the output has gone")),
   });
   const code = await runProgram(args, context);
-  await Promise.all([context.stdout.flush(), context.stderr.flush()]);
-  process.exit(code);
+  const flushed = Promise.all([context.stdout.flush(), context.stderr.flush()]);
+  const ended = new Promise((resolve) => {
+    if (ending.signal.aborted) resolve(undefined);
+    else ending.signal.addEventListener("abort", resolve, { once: true });
+  });
+  await Promise.race([flushed, ended.then(() => settlesWithin(flushed, FLUSH_GRACE_MS))]);
+  process.exit(ending.signal.aborted ? exitCodeOf(ending.signal.reason) : code);
 }

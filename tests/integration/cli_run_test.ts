@@ -1,14 +1,12 @@
 /** `sbx run` as a process with real VMs: streams, statuses, signals, a terminal. */
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import fs from "node:fs/promises";
 import path from "node:path";
-import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { childrenOf, noLeftovers, runs, temporaryDirectory } from "../support/leftovers.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
 import { eventually } from "../support/waiting.ts";
-import { commandLine, hasProgram, sbx, start, type StartOptions, Terminal } from "./cli_terminal.ts";
+import { commandLine, hasProgram, sbx, shell, start, type StartOptions, Terminal } from "./cli_terminal.ts";
 
 const ENV = { EXEC_SANDBOX_IMAGES_DIR: imagesDirectory(), EXEC_SANDBOX_LOG_LEVEL: "error" };
 const skip = reasonToSkip() ?? false;
@@ -101,6 +99,24 @@ testVm("output arrives while the code runs", async () => {
   assert.equal((await running.ended).code, 143);
 });
 
+testVm("all of a long output arrives through a pipe that is full and non-blocking", async () => {
+  const slow = `${commandLine(["run", "-q", "print('x' * 899_999)"])} | { sleep 1; wc -c; }`;
+  assert.deepEqual(shell(slow, ENV), { stdout: "900000\n", stderr: "" });
+  // The shell's own descriptor is made non-blocking, as programs before us in a script do.
+  const nonBlocking = `python3 -c 'import fcntl, os; fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK)'`;
+  if (hasProgram("python3")) {
+    assert.deepEqual(shell(`{ ${nonBlocking}; ${slow.split(" | ")[0]}; } | { sleep 1; wc -c; }`, ENV).stdout, "900000\n");
+  }
+});
+
+testVm("an interrupt ends a run whose reader has paused", async () => {
+  const running = start(["run", "-q", "print('x' * 899_999, flush=True)\nwhile True: pass"], { env: ENV });
+  await running.says("xxx");
+  running.pauseStdout();
+  running.kill("SIGINT");
+  assert.equal((await running.exited).code, 130);
+});
+
 testVm("options reach the VM", async () => {
   const code = "import os; print(os.environ['GREETING'], round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**20) < 200)";
   const { stdout } = await run(["run", "-q", "-m", "128", "-e", "GREETING=a=b c", code]);
@@ -167,10 +183,7 @@ testVm("no QEMU survives sbx, even when that is killed", async () => {
 
 testVm("a reader that goes away ends the run quietly", async () => {
   const line = `{ ${commandLine(["run", "-q", "while True: print(1)"])}; echo "status $?" >&2; } | head -n 1`;
-  const { stdout, stderr } = spawnSync("sh", ["-c", line], {
-    encoding: "utf8",
-    env: { ...ENV, PATH: process.env["PATH"] ?? "", HOME: process.env["HOME"] ?? "" },
-  });
+  const { stdout, stderr } = shell(line, ENV);
   assert.deepEqual([stdout, stderr], ["1\n", "status 141\n"]);
 });
 

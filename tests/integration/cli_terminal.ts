@@ -1,5 +1,5 @@
 /** The program as users run it: from source under this runtime, or `dist/sbx` where SBX_TEST_PROGRAM names it; in pipes or in a terminal. */
-import { execFile, spawn } from "node:child_process";
+import { execFile, spawn, spawnSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
 import fs from "node:fs/promises";
@@ -41,8 +41,10 @@ export interface Started {
   kill(signal: NodeJS.Signals): void;
   /** Resolves when standard output or error has this text; rejects when the program ends first. */
   says(text: string): Promise<void>;
-  /** Closes our end of its standard output. */
-  closeStdout(): void;
+  /** Resolves when the process has ended, whatever is still in its pipes. */
+  readonly exited: Promise<Pick<Ended, "code" | "signal">>;
+  /** Reads no more of its standard output. */
+  pauseStdout(): void;
 }
 
 /** Starts sbx with pipes. */
@@ -75,7 +77,8 @@ export function start(args: readonly string[], options: StartOptions = {}): Star
     ended,
     // Not child.kill(): Deno then reports the signal as the end, whatever the process made of it.
     kill: (signal) => void process.kill(child.pid ?? -1, signal),
-    closeStdout: () => void child.stdout.destroy(),
+    exited: new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal }))),
+    pauseStdout: () => void child.stdout.pause(),
     says: (text) =>
       new Promise((resolve, reject) => {
         const look = () => {
@@ -93,6 +96,16 @@ export function start(args: readonly string[], options: StartOptions = {}): Star
 /** Runs sbx to its end. */
 export async function sbx(args: readonly string[], options?: StartOptions): Promise<Ended> {
   return await start(args, options).ended;
+}
+
+/** Runs a line of `sh` to its end. */
+export function shell(line: string, env: Readonly<Record<string, string>> = {}): { readonly stdout: string; readonly stderr: string } {
+  // By a variable: Deno rewrites the argument of `sh -c` when its own program occurs in it, and loses quotes.
+  const { stdout, stderr } = spawnSync("sh", ["-c", 'eval "$SBX_TEST_LINE"'], {
+    encoding: "utf8",
+    env: { ...process.env, ...env, SBX_TEST_LINE: line },
+  });
+  return { stdout, stderr };
 }
 
 /** Is `name` on PATH? */
