@@ -8,6 +8,7 @@ mod channel;
 mod confine;
 mod error;
 mod exec;
+mod hygiene;
 mod init;
 mod limits;
 mod memory;

@@ -4,6 +4,7 @@ use serde_json::{json, Value};
 
 use crate::error::{Action, Code, Fatal, Refusal};
 use crate::exec::{Execution, Phase, Request};
+use crate::hygiene::ForkMarks;
 use crate::limits;
 use crate::mux::Verdict;
 use crate::repl::State;
@@ -66,6 +67,7 @@ impl Server {
                 self.log(&format!("cannot reseed the kernel: {error}"));
             }
         }
+        self.fork_marks.clear();
         self.coalesce_us = if is_clock_fine() { COALESCE_US } else { 0 };
         self.is_reseed_due = true;
         let is_urgent = self.channel.is_urgent;
@@ -144,6 +146,7 @@ impl Server {
         }
         self.body.release();
         self.channel.trim();
+        self.fork_marks = ForkMarks::find();
         Ok(json!({}))
     }
 

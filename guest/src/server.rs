@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::channel::{Channel, BACKLOG_BYTES};
 use crate::error::{Action, Code, Fatal, Refusal};
 use crate::exec::{Body, Execution, Phase};
+use crate::hygiene::ForkMarks;
 use crate::limits;
 use crate::mux::Mux;
 use crate::output::Outputs;
@@ -45,6 +46,8 @@ pub struct Server {
     pub(crate) coalesce_us: u64,
     /// The next execution reseeds the language's generators.
     pub(crate) is_reseed_due: bool,
+    /// Found by `quiesce`, cleared by the next HELLO.
+    pub(crate) fork_marks: ForkMarks,
     pub(crate) last_execution_id: u32,
     pub(crate) failed_starts: u32,
     pub(crate) restart_at_us: Option<u64>,
@@ -74,6 +77,7 @@ impl Server {
             announcement: Some(announcement),
             coalesce_us: COALESCE_US,
             is_reseed_due: false,
+            fork_marks: ForkMarks::default(),
             last_execution_id: 0,
             failed_starts: 0,
             restart_at_us: None,
