@@ -142,7 +142,7 @@ async function runOne(source: Source, job: Job): Promise<number> {
     progress.clear();
     output.write(text);
   };
-  const outcome = await runSource(source, job, options.isJson ? {} : { onStdout: pass(stdout), onStderr: pass(stderr) });
+  const outcome = await runSource(source, { ...job, index: 0 }, options.isJson ? {} : { onStdout: pass(stdout), onStderr: pass(stderr) });
   progress.clear();
   if (options.isJson) writeJson(stdout, outcomeJson(outcome));
   else reportOutcome(outcome, job);
@@ -153,10 +153,10 @@ async function runOne(source: Source, job: Job): Promise<number> {
 async function runSeveral(sources: readonly Source[], job: Job): Promise<number> {
   const { context: { stdout, stderr, signal }, options, progress } = job;
   const gate = options.jobs === undefined ? undefined : new Semaphore(options.jobs);
-  const running = sources.map(async (source): Promise<Outcome> => {
+  const running = sources.map(async (source, index): Promise<Outcome> => {
     try {
       using _permit = await gate?.acquire(signal);
-      return await runSource(source, job, {});
+      return await runSource(source, { ...job, index });
     } catch (error) {
       return { error };
     }
@@ -189,8 +189,8 @@ function header(text: string, hasColor: boolean): string {
 /** Runs one source; a failure is an outcome too. */
 async function runSource(
   source: Source,
-  { context, scheduler, options, log }: Job,
-  callbacks: Pick<RunRequest, "onStdout" | "onStderr">,
+  { context, scheduler, options, log, index }: Job & { readonly index: number },
+  callbacks: Pick<RunRequest, "onStdout" | "onStderr"> = {},
 ): Promise<Outcome> {
   const request: RunRequest = {
     code: source.code,
@@ -203,10 +203,10 @@ async function runSource(
   try {
     const result = await scheduler.run(request);
     const { start, exitCode, timing } = result;
-    log.debug("run finished", { source: source.label, start, exitCode, ...timing });
+    log.debug("run finished", { index, start, exitCode, ...timing });
     return { result };
   } catch (error) {
-    log.debug("run failed", { source: source.label, reason: messageOf(error) });
+    log.debug("run failed", { index, reason: messageOf(error) });
     return { error };
   }
 }

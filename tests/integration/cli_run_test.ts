@@ -153,7 +153,7 @@ testVm("--debug shows the host's log on standard error", async () => {
   assert.deepEqual([code, stdout], [0, "1\n"]);
   assert.match(
     stderr,
-    /^sbx debug: run finished source="print\(1\)" start=template exitCode=0 setupMs=\d+ bootMs=\d+ executeMs=\d+ totalMs=\d+$/m,
+    /^sbx debug: run finished index=0 start=template exitCode=0 setupMs=\d+ bootMs=\d+ executeMs=\d+ totalMs=\d+$/m,
   );
 });
 

@@ -302,7 +302,7 @@ test("--debug passes the boot log on without what a terminal would act on", asyn
   });
   const [started, kernel, rest] = stderr.split("\n");
   assert.deepEqual([started, kernel], ["sbx debug: started", "[0.1] kernel"]);
-  assert.match(rest ?? "", /^\uFFFD\]0;title\uFFFDsbx debug: run finished source=1 start=template exitCode=0 setupMs=3 /);
+  assert.match(rest ?? "", /^\uFFFD\]0;title\uFFFDsbx debug: run finished index=0 start=template exitCode=0 setupMs=3 /);
   const { requests } = await sbx(["run", "1"]);
   assert.equal(requests[0]?.onBootLog, undefined);
 });
