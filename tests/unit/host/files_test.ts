@@ -170,11 +170,11 @@ for (const name of [") Z 1 2", "a b", "((", "x) R 1", "\u00fc\u00fc", "a\nb"]) {
 
 test("processIdentity: a zombie does not run", { skip: !hasProc }, async (t) => {
   const file = path.join(temporaryDirectory(t), "pid");
-  // The shell becomes a program that never waits for the child it inherits.
-  await using child = await Child.spawn(["sh", "-c", `sleep 0 & echo $! > ${file}; exec sleep 60`]);
+  // The shell becomes a program that never waits for the child it inherits, and which must not have ended before.
+  await using child = await Child.spawn(["sh", "-c", `sleep 0.3 & echo $! > ${file}; exec sleep 60`]);
   await eventually("the zombie is there", () => {
     const pid = existsSync(file) ? Number(readFileSync(file, "utf8")) : 0;
-    return pid > 1 && /\) Z/.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+    return pid > 1 && existsSync(`/proc/${pid}/stat`) && /\) Z/.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
   });
   assert.ok(child.pid);
   assert.equal(processIdentity(Number(readFileSync(file, "utf8"))), undefined);
