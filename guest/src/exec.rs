@@ -3,6 +3,7 @@ use serde_json::Value;
 
 use crate::error::Refusal;
 use crate::limits;
+use crate::memory::Watch;
 
 /// Room in front of the body for the header and the seed of the REPL protocol, so that a request leaves in one write.
 pub const PREFIX_BYTES: usize = 20 + 32;
@@ -140,6 +141,8 @@ pub struct Execution {
     pub deadline_us: Option<u64>,
     /// SIGKILL is sent then.
     pub kill_at_us: Option<u64>,
+    /// The memory is looked at then.
+    pub watch_at_us: Option<u64>,
     pub outcome: Outcome,
     /// Bytes of stdout and stderr that may still be sent.
     pub output_left: [u64; 2],
@@ -167,6 +170,7 @@ impl Execution {
             started_us: 0,
             deadline_us: None,
             kill_at_us: None,
+            watch_at_us: None,
             outcome: Outcome { exit_code: -1, is_timed_out: false, execution_us: 0, is_reset: false, output_limit: None, value: None },
             output_left: request.output_limits,
         }
@@ -176,6 +180,7 @@ impl Execution {
         self.phase = Phase::Running;
         self.started_us = now_us;
         self.deadline_us = Some(now_us + self.timeout_ms * 1_000);
+        self.watch_at_us = Some(now_us + Watch::FIRST_US);
     }
 
     /// The program is over, in whichever way; what is left in the pipes follows.
@@ -183,13 +188,14 @@ impl Execution {
         self.phase = Phase::Draining(pending);
         self.deadline_us = None;
         self.kill_at_us = None;
+        self.watch_at_us = None;
         self.outcome.execution_us = now_us - self.started_us;
         self.outcome.exit_code = if self.outcome.is_timed_out { -1 } else { exit_code };
     }
 
     /// The earliest time at which something must be done.
     pub fn next_us(&self) -> Option<u64> {
-        [self.deadline_us, self.kill_at_us].into_iter().flatten().min()
+        [self.deadline_us, self.kill_at_us, self.watch_at_us].into_iter().flatten().min()
     }
 
     pub fn is_running(&self) -> bool {

@@ -81,6 +81,7 @@ fn the_request_is_contiguous_with_and_without_a_seed() {
 fn a_time_out_wins_over_whatever_the_program_returned() {
     let mut execution = Execution::new(1, 1, &Request::parse(&open()).expect("a request"));
     execution.run(1_000);
+    assert_eq!((execution.next_us(), execution.watch_at_us.take()), (Some(1_001_000), Some(1_001_000)));
     assert_eq!(execution.next_us(), Some(30_001_000));
     execution.outcome.is_timed_out = true;
     execution.end(5_000, 0, [0, 0]);

@@ -150,17 +150,18 @@ fn make_node(name: &str, major: u32, minor: u32) -> Result<(), Fatal> {
 fn mount_memory_file_systems() -> Result<(), Fatal> {
     let half_of_memory = memory::total_bytes() / 2;
     let user = format!("mode=0700,uid={USER_ID},gid={GROUP_ID}");
-    mount_tmpfs("/root/tmp", 128 * MIB, Some(16_384), "mode=1777")?;
-    mount_tmpfs("/root/dev/shm", 64 * MIB, None, "mode=1777")?;
-    mount_tmpfs("/root/home/user", half_of_memory, None, &user)?;
-    mount_tmpfs("/root/run", 16 * MIB, Some(1_024), "mode=0755")
+    // The quota is larger than the file system by a little: that one's limit shall answer first, with the ENOSPC that programs expect.
+    mount_tmpfs("/root/tmp", [128 * MIB, 129 * MIB], Some(16_384), "mode=1777")?;
+    mount_tmpfs("/root/dev/shm", [64 * MIB, 65 * MIB], None, "mode=1777")?;
+    mount_tmpfs("/root/home/user", [half_of_memory, half_of_memory + MIB], None, &user)?;
+    // Here half is the agent's: it hands code to the shell through files.
+    mount_tmpfs("/root/run", [16 * MIB, 8 * MIB], None, "mode=0755")
 }
 
-/// A tmpfs with a user quota where the kernel has quotas. The quota is larger than the file system by a little: that one's limit shall
-/// answer first, with the ENOSPC that programs expect.
-fn mount_tmpfs(target: &str, size_bytes: u64, inodes: Option<u32>, options: &str) -> Result<(), Fatal> {
+/// A tmpfs with a user quota where the kernel has quotas.
+fn mount_tmpfs(target: &str, [size_bytes, quota_bytes]: [u64; 2], inodes: Option<u32>, options: &str) -> Result<(), Fatal> {
     let mut data = format!("{options},size={size_bytes}");
-    let mut quota = format!("usrquota,usrquota_block_hardlimit={}", size_bytes + MIB);
+    let mut quota = format!("usrquota,usrquota_block_hardlimit={quota_bytes}");
     if let Some(inodes) = inodes {
         data += &format!(",nr_inodes={inodes}");
         quota += &format!(",usrquota_inode_hardlimit={}", inodes + 1);
@@ -187,12 +188,10 @@ fn switch_root() -> Result<(), Fatal> {
 /// The group all of the user's processes live in, as a directory, or None without cgroups.
 fn make_cgroup() -> Option<OwnedFd> {
     const GROUP: &str = "/sys/fs/cgroup/user";
-    for controller in ["+pids", "+memory", "+cpu"] {
-        let _ = write_file("/sys/fs/cgroup/cgroup.subtree_control", controller);
-    }
+    // Not memory: charging every page costs, and the agent needs no group to survive when memory runs out.
+    let _ = write_file("/sys/fs/cgroup/cgroup.subtree_control", "+pids");
     make_directory(GROUP, 0o755).ok()?;
     let _ = write_file(&format!("{GROUP}/pids.max"), &crate::limits::GUEST_PROCESSES.to_string());
-    let _ = write_file(&format!("{GROUP}/memory.max"), &memory::user_bytes().to_string());
     open_directory(GROUP).ok()
 }
 

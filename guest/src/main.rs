@@ -57,6 +57,10 @@ fn start() -> Result<server::Server, Fatal> {
     trace.step("machine finished");
     let port = channel::open_port(&machine)?;
     init::open_late_console(&machine);
+    if machine.parameter("sbx.log").is_some() {
+        // The console comes after most of what the kernel says, and the kernel does not repeat it there.
+        eprint!("{}", String::from_utf8_lossy(&sys::kernel_log()));
+    }
     trace.step("control port open");
     Ok(server::Server::new(port, children, repl, program::announcement(&language)))
 }

@@ -1,4 +1,4 @@
-//! Memory: compressed swap, the share that is the user's, and an agent that always has its own.
+//! Memory: compressed swap, and an agent that always has its own pages.
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{self, Mode, OFlags};
@@ -8,17 +8,49 @@ use rustix::mm::MlockAllFlags;
 use crate::init::Machine;
 
 const PAGE_BYTES: u64 = 4_096;
-/// Kept from the user's group for the kernel's and the agent's own needs.
-const RESERVED_BYTES: u64 = 16 << 20;
 
 pub fn total_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     info.totalram as u64 * u64::from(info.mem_unit.max(1))
 }
 
-/// What the user's processes and files may take together.
-pub fn user_bytes() -> u64 {
-    total_bytes().saturating_sub(RESERVED_BYTES).max(RESERVED_BYTES)
+/// Ends a program that has run into the end of the memory. The kernel would do it, but not while it can still drop and read
+/// again pages of the root disk: a machine can spend minutes that way.
+#[derive(Default)]
+pub struct Watch {
+    strikes: u32,
+}
+
+impl Watch {
+    /// The first look at a fresh execution, and the time between looks. Short programs are never looked at.
+    pub const FIRST_US: u64 = 1_000_000;
+    pub const PAUSE_US: u64 = 500_000;
+    /// So many looks in a row must find it exhausted.
+    const STRIKES: u32 = 3;
+
+    /// Whether the largest process should be killed now.
+    pub fn is_exhausted(&mut self) -> bool {
+        let mut text = Vec::new();
+        let file = fs::open("/proc/meminfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let is_read = file.is_ok_and(|file| crate::sys::read_append(file, &mut text, 2_048).is_ok());
+        let is_short = is_read && is_short(&String::from_utf8_lossy(&text));
+        self.strikes = if is_short { self.strikes + 1 } else { 0 };
+        if self.strikes < Self::STRIKES {
+            return false;
+        }
+        self.strikes = 0;
+        true
+    }
+}
+
+/// Less than one part in 25 is left, of the memory and of the swap.
+fn is_short(meminfo: &str) -> bool {
+    let kilobytes = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    let is_low = |free: &str, total: &str| matches!((kilobytes(free), kilobytes(total)), (Some(free), Some(total)) if free * 25 <= total);
+    is_low("MemAvailable", "MemTotal") && is_low("SwapFree", "SwapTotal")
 }
 
 /// The agent is never a victim and never waits for its own pages.
@@ -68,14 +100,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn memory_is_short_when_neither_memory_nor_swap_is_left() {
+        let meminfo = |available: u32, swap: u32| {
+            format!("MemTotal:  250000 kB\nMemFree: 9 kB\nMemAvailable: {available} kB\nSwapTotal: 60000 kB\nSwapFree: {swap} kB\n")
+        };
+        assert!(is_short(&meminfo(10_000, 2_400)) && is_short(&meminfo(0, 0)));
+        assert!(!is_short(&meminfo(10_001, 0)) && !is_short(&meminfo(0, 2_401)));
+        assert!(!is_short("") && !is_short("MemTotal: x kB\n"));
+        // Without swap memory alone decides.
+        assert!(is_short(&meminfo(1, 0).replace("60000", "0")));
+    }
+
+    #[test]
     fn the_swap_header_is_that_of_mkswap() {
         let header = swap_header(16_384);
         assert_eq!(header.len(), 4_096);
         assert_eq!((&header[1_024..1_032], &header[4_086..]), (&[1, 0, 0, 0, 0xff, 0x3f, 0, 0][..], &b"SWAPSPACE2"[..]));
-    }
-
-    #[test]
-    fn the_user_gets_most_of_the_memory_and_never_all() {
-        assert!(user_bytes() < total_bytes() && user_bytes() > total_bytes() / 2);
     }
 }

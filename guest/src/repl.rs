@@ -199,6 +199,16 @@ impl Repl {
         }
     }
 
+    /// SIGKILL to the process that the kernel would choose when memory runs out.
+    pub fn kill_largest(&self) {
+        let pids = self.cgroup.as_ref().and_then(|cgroup| read_at(cgroup, "cgroup.procs").ok()).unwrap_or_default();
+        let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score")).ok()?.trim().parse::<u32>().ok();
+        let largest = pids.lines().max_by_key(|pid| score(pid)).and_then(|pid| Pid::from_raw(pid.parse().ok()?));
+        if let Some(pid) = largest {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+
     /// SIGKILL to everything; `state` becomes Gone when it is over.
     pub fn kill(&mut self, now_us: u64) {
         if !matches!(self.state, State::Dying { .. } | State::Gone) {

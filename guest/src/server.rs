@@ -10,6 +10,7 @@ use crate::error::{Action, Code, Fatal, Refusal};
 use crate::exec::{Body, Execution, Phase};
 use crate::hygiene::ForkMarks;
 use crate::limits;
+use crate::memory::Watch;
 use crate::mux::Mux;
 use crate::output::Outputs;
 use crate::repl::{next_ended_child, Repl, Reply, State};
@@ -39,6 +40,7 @@ pub struct Server {
     pub(crate) execution: Option<Execution>,
     pub(crate) body: Body,
     pub(crate) outputs: Outputs,
+    watch: Watch,
     pub(crate) host: Option<Host>,
     /// HELLO's payload until it is sent.
     pub(crate) announcement: Option<Value>,
@@ -73,6 +75,7 @@ impl Server {
             execution: None,
             body: Body::default(),
             outputs: Outputs::default(),
+            watch: Watch::default(),
             host: None,
             announcement: Some(announcement),
             coalesce_us: COALESCE_US,
@@ -190,6 +193,11 @@ impl Server {
             } else if execution.kill_at_us.is_some_and(|at_us| now_us >= at_us) {
                 execution.kill_at_us = None;
                 self.repl.kill(now_us);
+            } else if execution.watch_at_us.is_some_and(|at_us| now_us >= at_us) {
+                execution.watch_at_us = Some(now_us + Watch::PAUSE_US);
+                if self.watch.is_exhausted() {
+                    self.repl.kill_largest();
+                }
             }
         }
         if matches!(self.repl.state, State::Starting { deadline_us } if now_us >= deadline_us) {

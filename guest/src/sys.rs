@@ -231,6 +231,16 @@ pub fn loopback_up() -> Result<(), Errno> {
     Ok(())
 }
 
+/// What the kernel has said so far; nothing when it will not tell.
+pub fn kernel_log() -> Vec<u8> {
+    const SYSLOG_ACTION_READ_ALL: libc::c_int = 3;
+    let mut buffer = vec![0_u8; 1 << 16];
+    // SAFETY: the kernel writes at most the length it is given, into a buffer of that length.
+    let length = unsafe { libc::klogctl(SYSLOG_ACTION_READ_ALL, buffer.as_mut_ptr().cast(), buffer.len() as libc::c_int) };
+    buffer.truncate(usize::try_from(length).unwrap_or(0));
+    buffer
+}
+
 /// Ends the machine. QEMU runs with `-no-reboot`, so a restart ends it; microvm has no way to be switched off.
 pub fn power_off() -> ! {
     // SAFETY: no memory is passed.
