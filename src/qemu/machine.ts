@@ -71,13 +71,19 @@ export function machineArgs(spec: MachineSpec): string[] {
  * no driver of ours enters, and `no_timer_check` skips a test of wiring that a virtual board cannot get wrong.
  */
 export function kernelCommandLine(
-  options: { readonly language: string; readonly console: MachineSpec["console"]; readonly hasNanosecondTsc: boolean },
+  options: {
+    readonly language: string;
+    readonly console: MachineSpec["console"];
+    readonly hasNanosecondTsc: boolean;
+    /** Somebody wants the kernel's log: the agent repeats it on the console, which comes too late for most of it. */
+    readonly isLogged: boolean;
+  },
 ): string {
   const console = options.console === "serial" ? "console=ttyS0 ignore_loglevel" : "console=hvc0 quiet";
   const timers = "no_timer_check lapic_timer_hz=1000000000 lpj=13000000";
   // Our own QEMU's emulated counter runs at 1 GHz (images/qemu/patches); any other must be measured.
   const tsc = options.hasNanosecondTsc ? " tsc_early_khz=1000000 tsc=reliable" : "";
-  return `${console} reboot=t panic=-1 ${timers}${tsc} sbx.language=${options.language}`;
+  return `${console} reboot=t panic=-1 ${timers}${tsc}${options.isLogged ? " sbx.log=1" : ""} sbx.language=${options.language}`;
 }
 
 function machineType(spec: MachineSpec): string {

@@ -55,9 +55,16 @@ export interface LaunchRequest {
   readonly readyTimeoutMs?: number;
 }
 
-/** The kernel's command line for `language`: the same for every boot of one hypervisor. */
-export function commandLineFor(hypervisor: Hypervisor, language: string, console: "socket" | "serial" = "socket"): string {
+/** The kernel's command line for `request`; that of a bake decides the template's key. */
+export function commandLineFor(
+  hypervisor: Hypervisor,
+  request: Pick<LaunchRequest, "language" | "isDiagnostic" | "onConsole"> & { readonly origin: Pick<Origin, "kind"> },
+): string {
   const { qemu, candidate, platform } = hypervisor;
-  const hasNanosecondTsc = qemu.isOwn && candidate.accelerator === "tcg" && platform.arch === "x86_64";
-  return kernelCommandLine({ language, console, hasNanosecondTsc });
+  return kernelCommandLine({
+    language: request.language,
+    console: request.isDiagnostic ? "serial" : "socket",
+    hasNanosecondTsc: qemu.isOwn && candidate.accelerator === "tcg" && platform.arch === "x86_64",
+    isLogged: !request.isDiagnostic && (request.origin.kind === "bake" || request.onConsole !== undefined),
+  });
 }

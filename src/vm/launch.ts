@@ -117,7 +117,7 @@ function startOf(hypervisor: Hypervisor, request: LaunchRequest): Start {
     kind: "boot",
     kernel: hypervisor.files.kernel.path,
     initrd: hypervisor.files.initrd.path,
-    commandLine: commandLineFor(hypervisor, request.language, request.isDiagnostic ? "serial" : "socket"),
+    commandLine: commandLineFor(hypervisor, request),
   };
 }
 

@@ -54,7 +54,7 @@ export function templateIdentity(
     initrd: files.initrd.sha256,
     firmware: files.firmware.sha256,
     rootImage: files.rootImage(request.language).sha256,
-    commandLine: commandLineFor(hypervisor, request.language),
+    commandLine: commandLineFor(hypervisor, { language: request.language, origin: { kind: "bake" } }),
     qemu: { version: qemu.version, isOwn: qemu.isOwn },
     candidate,
     // Under emulation QEMU makes the CPU, so the same template starts on any host; with an accelerator the host's CPU shows through.
