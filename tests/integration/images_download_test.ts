@@ -10,9 +10,10 @@ import { zstdCompressSync } from "node:zlib";
 import { AssetError } from "../../src/base/errors.ts";
 import { openAssets } from "../../src/images/assets.ts";
 import { downloadAssets, type DownloadOptions } from "../../src/images/download.ts";
+import { packRelease } from "../../src/images/release.ts";
 import { verifyAssets } from "../../src/images/verify.ts";
 import { noLeftovers, temporaryDirectory } from "../support/leftovers.ts";
-import { manifestOf, smallFiles } from "../unit/images/support.ts";
+import { manifestOf, smallFiles, writeImages } from "../unit/images/support.ts";
 
 type Answer = { readonly status?: number; readonly body: Uint8Array; readonly cutAt?: number };
 
@@ -70,6 +71,31 @@ test("a release is downloaded, verified and published, with progress", async (t)
   assert.equal(version, "0.1.0");
   assert.ok(seen.some((percent) => percent === 100));
   assert.ok(!existsSync(path.join(options.cacheDir, "downloads")));
+});
+
+test("what packRelease writes is what a download reads", async (t) => {
+  const { answers, options } = await release(t);
+  const parent = temporaryDirectory(t);
+  const images = path.join(parent, "images");
+  const files = writeImages(images, smallFiles("packed"));
+  const place = await packRelease(images, path.join(parent, "release"), { level: 3 });
+  assert.equal(place, path.join(parent, "release", "v0.1.0", "x86_64"));
+  answers.clear();
+  for (const name of readdirSync(place)) answers.set(`/v0.1.0/x86_64/${name}`, { body: readFileSync(path.join(place, name)) });
+  await downloadAssets(options);
+  await verifyAssets(options.imagesDir);
+  assert.equal(readFileSync((await openAssets(options.imagesDir)).kernel.path, "utf8"), files["vmlinux-sbx"]);
+  await assert.rejects(packRelease(images, path.join(parent, "release"), { level: 3 }), /EEXIST|exist/);
+  assert.deepEqual(readdirSync(path.join(parent, "release", "v0.1.0")), ["x86_64"]);
+});
+
+test("damaged images are not packed", async (t) => {
+  const parent = temporaryDirectory(t);
+  const images = path.join(parent, "images");
+  const files = writeImages(images);
+  writeFileSync(path.join(images, "qemu-sbx"), files["qemu-sbx"]!.replace("c", "C"));
+  await assert.rejects(packRelease(images, path.join(parent, "release")), AssetError);
+  assert.ok(!existsSync(path.join(parent, "release")));
 });
 
 test("what is already right is not fetched again; what is damaged is", async (t) => {
