@@ -116,6 +116,7 @@ export class MuxStream {
   #sendCreditBytes = STREAM_CREDIT_BYTES;
   #receiveCreditBytes = STREAM_CREDIT_BYTES;
   #consumedBytes = 0;
+  #sending: Promise<void> | undefined;
   #wakeSender: (() => void) | undefined;
 
   /** Made by `Mux.open` only. */
@@ -129,8 +130,18 @@ export class MuxStream {
     promise.catch(() => {}); // Whoever waits sees it; a stream nobody waits for is no uncaught exception.
   }
 
-  /** Sends `bytes` as DATA frames, waiting for credit where needed. Returns early when the stream is over. */
-  async send(bytes: Uint8Array, flags: number): Promise<void> {
+  /** Sends `bytes` as DATA frames, after those of earlier calls, waiting for credit where needed. Returns early when the stream is over. */
+  send(bytes: Uint8Array, flags: number): Promise<void> {
+    // The first call starts at once: what it sends leaves in one write with the frame that opened the stream.
+    const sending = this.#sending ? this.#sending.then(() => this.#send(bytes, flags)) : this.#send(bytes, flags);
+    const turn = sending.finally(() => {
+      if (this.#sending === turn) this.#sending = undefined;
+    });
+    this.#sending = turn;
+    return turn;
+  }
+
+  async #send(bytes: Uint8Array, flags: number): Promise<void> {
     let rest = bytes;
     while (rest.length > 0 && !this.#isOver) {
       if (this.#sendCreditBytes === 0) {
