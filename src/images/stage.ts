@@ -200,9 +200,11 @@ async function removeOlder(stages: string, name: string, present: string): Promi
 
 /** The output of one stage's programs. */
 class StageLog implements AsyncDisposable {
+  readonly file: string;
   readonly #stream;
 
-  private constructor(readonly file: string) {
+  private constructor(file: string) {
+    this.file = file;
     this.#stream = createWriteStream(file, { mode: 0o600 });
     this.#stream.on("error", () => {}); // A full disk ends the build where its result is written; the log may be short.
   }
