@@ -38,7 +38,18 @@ export async function openBench(): Promise<Bench> {
 
 /** F: our QEMU with no machine at all, spawn → QMP greeting. */
 export function floor({ hypervisor }: Bench, count: number): Promise<Measurement> {
-  const options = ["-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control"];
+  const options = [
+    "-M",
+    "none",
+    "-nodefaults",
+    "-no-user-config",
+    "-display",
+    "none",
+    "-chardev",
+    "socket,id=qmp,fd=3",
+    "-mon",
+    "chardev=qmp,mode=control",
+  ];
   return measure("F: QEMU without a machine, spawn to QMP greeting", { count, warmUps: 3 }, async () => {
     const startedAt = performance.now();
     await using child = await Child.spawn([hypervisor.qemu.path, ...options], { pipes: 1, isTermFirst: false });
@@ -59,7 +70,11 @@ export function coldBoot({ hypervisor }: Bench, language: Language, count: numbe
 export async function runFromTemplate(language: Language, count: number): Promise<Measurement> {
   await using scheduler = await Scheduler.open({}, { log: silent });
   await scheduler.prepare(language);
-  return await measure(`run(print) from a template, ${language}`, { count, warmUps: 3 }, () => timed(() => scheduler.run({ code: PRINT[language], language })));
+  return await measure(
+    `run(print) from a template, ${language}`,
+    { count, warmUps: 3 },
+    () => timed(() => scheduler.run({ code: PRINT[language], language })),
+  );
 }
 
 /** `Scheduler.open` alone. */
@@ -74,7 +89,11 @@ export function schedulerOpen(count: number): Promise<Measurement> {
 /** One trivial execution on a VM that runs. */
 export async function executeNothing(bench: Bench, language: Language, count: number): Promise<Measurement> {
   await using vm = await clone(bench, language);
-  return await measure(`execution of nothing on a running VM, ${language}`, { count, warmUps: 5 }, () => timed(() => execute(vm, NOTHING[language])));
+  return await measure(
+    `execution of nothing on a running VM, ${language}`,
+    { count, warmUps: 5 },
+    () => timed(() => execute(vm, NOTHING[language])),
+  );
 }
 
 /** Proportional set size of a clone that has executed once and idles. */

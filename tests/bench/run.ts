@@ -2,8 +2,18 @@
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import type { Language } from "../../src/mod.ts";
-import { coldBoot, commandLineRun, executeNothing, floor, idleMemory, openBench, runFromTemplate, schedulerOpen, version } from "./cases.ts";
-import { median, type Measurement, quantile } from "./measure.ts";
+import {
+  coldBoot,
+  commandLineRun,
+  executeNothing,
+  floor,
+  idleMemory,
+  openBench,
+  runFromTemplate,
+  schedulerOpen,
+  version,
+} from "./cases.ts";
+import { type Measurement, median, quantile } from "./measure.ts";
 
 const LANGUAGES: readonly Language[] = ["python", "javascript", "raw"];
 
@@ -26,7 +36,11 @@ const add = (...measurements: Measurement[]) => {
 const repetitions = Number(process.argv[2] ?? 20);
 add(await floor(bench, 2 * repetitions), await schedulerOpen(repetitions));
 for (const language of LANGUAGES) {
-  add(await runFromTemplate(language, repetitions), await executeNothing(bench, language, 5 * repetitions), await idleMemory(bench, language, 3));
+  add(
+    await runFromTemplate(language, repetitions),
+    await executeNothing(bench, language, 5 * repetitions),
+    await idleMemory(bench, language, 3),
+  );
   add(await coldBoot(bench, language, Math.ceil(repetitions / 4)));
 }
 add(...await version(repetitions), ...await commandLineRun(repetitions));
@@ -38,9 +52,17 @@ const rows = found.map(({ name, unit, samples }) => {
   const middle = median(samples), budget = budgets[name];
   const base = budget?.ratioTo === undefined ? floorMs : median(found.find((other) => other.name === budget.ratioTo)?.samples ?? []);
   const ratio = unit === "ms" ? middle / base : undefined;
-  const isOver = (budget?.maxRatio !== undefined && ratio !== undefined && ratio > budget.maxRatio) || (budget?.max !== undefined && middle > budget.max);
+  const isOver = (budget?.maxRatio !== undefined && ratio !== undefined && ratio > budget.maxRatio) ||
+    (budget?.max !== undefined && middle > budget.max);
   const wanted = budget?.maxRatio !== undefined ? `≤ ${budget.maxRatio} ×` : budget?.max !== undefined ? `≤ ${budget.max} ${unit}` : "";
-  return { name, median: `${middle.toFixed(1)} ${unit}`, p95: quantile(samples, 0.95).toFixed(1), ratio: ratio?.toFixed(2) ?? "", wanted, isOver };
+  return {
+    name,
+    median: `${middle.toFixed(1)} ${unit}`,
+    p95: quantile(samples, 0.95).toFixed(1),
+    ratio: ratio?.toFixed(2) ?? "",
+    wanted,
+    isOver,
+  };
 });
 process.stdout.write("| case | median | p95 | ratio | budget | |\n|---|---|---|---|---|---|\n");
 for (const { name, median: middle, p95, ratio, wanted, isOver } of rows) {
