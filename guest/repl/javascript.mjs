@@ -39,7 +39,8 @@ const subarray = uncurry(Uint8Array.prototype.subarray);
 const copyInto = uncurry(Uint8Array.prototype.set);
 const encode = TextEncoder.prototype.encode.bind(new TextEncoder());
 const decode = TextDecoder.prototype.decode.bind(new TextDecoder("utf-8", { ignoreBOM: true }));
-const runScript = uncurry(vm.Script.prototype.runInThisContext);
+const { Script } = vm;
+const runScript = uncurry(Script.prototype.runInThisContext);
 const transform = uncurry(Bun.Transpiler.prototype.transformSync);
 const scan = uncurry(Bun.Transpiler.prototype.scan);
 const { defineProperty, getOwnPropertyDescriptor, create, keys } = Object;
@@ -53,6 +54,7 @@ const listenerCount = process.listenerCount.bind(process);
 const interruptSelf = process.kill.bind(process, process.pid, "SIGINT");
 const exitProcess = process.exit.bind(process);
 const leave = process.reallyExit.bind(process);
+const getBuiltinModule = process.getBuiltinModule.bind(process);
 const workingDirectory = process.cwd.bind(process);
 const randomUUID = crypto.randomUUID.bind(crypto);
 const requireCache = import.meta.require.cache;
@@ -213,10 +215,16 @@ const BOUNDARY = /[\n;}]/;
 const BLANK_LINES = /\n\n+/g;
 const SIMPLE = /^[^\n;/]*;?\s*$/;
 
-/** Where the trailing expression stands in the source: `[start, end]`, or null when there is none. */
-function trailingExpression(transpiler, source, printed) {
+/** Where the last top-level statement of a printed module begins. */
+function lastStatement(printed) {
   let begin = printed.length - 1;
   while (begin > 0 && (printed[begin - 1] !== "\n" || includes(" \n)]}`", printed[begin]))) begin--;
+  return begin < 0 ? 0 : begin;
+}
+
+/** Where the trailing expression stands in the source: `[start, end]`, or null when there is none. */
+function trailingExpression(transpiler, source, printed) {
+  const begin = lastStatement(printed);
   if (printed === "" || exec(STATEMENT, slice(printed, begin)) !== null) return null;
   if (startsWith(slice(printed, begin), "console.")) return null; // No value, the most frequent last statement.
   if (begin === 0 && exec(SIMPLE, source) !== null) return [0, source.length];
@@ -273,11 +281,26 @@ const LEADING_SPACE = /^\s*/;
 const LINK = "$$sbx.link($$names);";
 const CAPTURE = "$$sbx.value=(";
 
+// Words whose meaning a script and a module do not share, and calls that TypeScript reads as generic.
+const MODULE_ONLY = /\b(?:await|this|import|require|module|exports|__dirname|__filename|arguments)\b|[\w$]\s*<[^<>()]*>\s*\(/;
+const STRICT = '"use strict";';
+
 /** The module of an execution. Lines stay where the user wrote them; columns too, but for what `shifts` tells. */
-function instrument(source) {
+function instrument(source, path) {
   if (startsWith(source, "#!")) source = "//" + slice(source, 2);
   const { loader, printed } = parse(source);
   const transpiler = transpilers[loader];
+  const long = mayRunLong(printed);
+  if (exec(DECLARATION, printed) === null && exec(MODULE_ONLY, source) === null) {
+    // Nothing to keep and nothing to import: as a script it is the same at half the cost, if it is plain JavaScript.
+    try {
+      const hasValue = printed !== "" && exec(STATEMENT, slice(printed, lastStatement(printed))) === null;
+      const script = new Script(STRICT + source, { __proto__: null, filename: path });
+      return { source, script, shifts: [{ line: 1, column: 0, by: STRICT.length }], long, hasValue };
+    } catch {
+      // TypeScript or JSX.
+    }
+  }
   if (includes(printed, "jsx")) provideJsx();
   const { constant, variable } = declarations(transpiler, printed);
   let cases = "";
@@ -290,7 +313,7 @@ function instrument(source) {
   }
   const head = cases === "" ? "" : LINK;
   const tail = cases === "" ? "\nexport{}" : `\nexport function $$names(name,set,value){switch(name){${cases}}}`;
-  const unit = { loader, source, constant, variable, plain: head + source + tail, capturing: null, shifts: [], long: mayRunLong(printed) };
+  const unit = { loader, source, constant, variable, plain: head + source + tail, capturing: null, script: null, shifts: [], long };
   unit.shifts[0] = { line: 1, column: 0, by: head.length };
   const cut = trailingExpression(transpiler, source, printed);
   if (cut !== null) {
@@ -450,13 +473,32 @@ hooks.link = (access) => {
 };
 hooks.value = undefined;
 defineProperty(globalThis, "$$sbx", { __proto__: null, value: hooks });
-const starter = new vm.Script("$$sbx.start()", { filename: OUR_FILE });
-const ARMED = { breakOnSigint: true };
+const starter = new Script("$$sbx.start()", { filename: OUR_FILE });
+const UNARMED = { __proto__: null, displayErrors: false };
+const ARMED = { __proto__: null, displayErrors: false, breakOnSigint: true };
 
-/** Evaluates the module text; SIGINT stops it for good until it first waits for a timer or for I/O. */
-function start(execution, contents) {
+/** Evaluates a plain script. */
+function startScript(execution) {
+  const { script, long, hasValue } = execution.unit;
+  inside = long;
+  let value, error, thrown = false;
+  try {
+    value = runScript(script, long ? ARMED : UNARMED);
+  } catch (caught) {
+    error = caught;
+    thrown = true;
+  }
+  inside = false;
+  if (exitRequested !== null || (thrown && error?.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED")) stop(execution);
+  else if (thrown) fail(execution, error);
+  else succeed(execution, hasValue ? value : undefined);
+}
+
+/** Evaluates a module's text; SIGINT stops it for good until it first waits for a timer or for I/O. */
+function startModule(execution, contents) {
   const { path, unit } = execution;
   build.module(path, () => ({ contents, loader: unit.loader }));
+  bun.main = path; // import.meta.main and require.main === module hold, as in a program.
   hooks.value = undefined;
   inside = unit.long;
   let stopped = false;
@@ -467,23 +509,30 @@ function start(execution, contents) {
     stopped = true;
   }
   inside = false;
-  if (stopped || execution.promise === null) {
-    const status = exitRequested ?? 130;
-    exitRequested = null;
-    return finish(execution, status);
-  }
+  if (stopped || execution.promise === null) return stop(execution);
   then(execution.promise, () => {
     const value = hooks.value;
     hooks.value = undefined;
-    // `main()` at the end of a script: its work belongs to this execution.
-    if (isPromise(value)) then(value, (result) => finish(execution, 0, result), (error) => fail(execution, error));
-    else finish(execution, 0, value);
+    succeed(execution, value);
   }, (error) => {
     delete requireCache[path];
     const unparsable = error instanceof BuildMessage || error?.errors?.[0] instanceof BuildMessage;
-    if (unparsable && contents === unit.capturing) start(execution, unit.plain);
+    if (unparsable && contents === unit.capturing) startModule(execution, unit.plain);
     else fail(execution, error);
   });
+}
+
+/** After a termination: by SIGINT, or by process.exit(). */
+function stop(execution) {
+  const status = exitRequested ?? 130;
+  exitRequested = null;
+  finish(execution, status);
+}
+
+function succeed(execution, value) {
+  // `main()` at the end of a script: its work belongs to this execution.
+  if (isPromise(value)) then(value, (result) => finish(execution, 0, result), (error) => fail(execution, error));
+  else finish(execution, 0, value);
 }
 
 function fail(execution, error) {
@@ -515,6 +564,7 @@ function describe(value) {
 }
 
 function reply(execution) {
+  if (execution.id === WARM_UP) return endWarmUp(execution);
   let status = 0;
   try {
     status = host.exitCode | 0;
@@ -577,12 +627,19 @@ function restoreEnvironment(before) {
   }
 }
 
+// Bun takes random UUIDs from a store of 128; node:crypto has one of its own, and one for random integers.
+const UUIDS_STORED = 128;
+const INTEGERS_STORED = 2048;
+
 /** Makes clones of one memory image draw different numbers. The kernel's generator is the agent's task. */
 function reseed(seed) {
   setRandomSeed(readWord(seed, 0));
-  for (let skip = readWord(seed, 4) & 1023; skip > 0; skip--) random(); // The seed has 32 bits only: add ten.
-  // Bun takes random UUIDs and short random values from a buffer filled ahead; use it up.
-  for (let drawn = 0; drawn < 1024; drawn++) randomUUID();
+  for (let skip = readWord(seed, 4) & 63; skip > 0; skip--) random(); // The seed has 32 bits only: add six.
+  for (let drawn = 0; drawn <= UUIDS_STORED; drawn++) randomUUID();
+  if (declared === 0 && count <= 2) return; // A template: nothing but the warm-up has run.
+  const nodeCrypto = getBuiltinModule("node:crypto");
+  for (let drawn = 0; drawn <= UUIDS_STORED; drawn++) nodeCrypto.randomUUID();
+  for (let drawn = 0; drawn <= INTEGERS_STORED; drawn++) nodeCrypto.randomInt(2);
 }
 
 const readWord = (bytes, at) =>
@@ -628,13 +685,13 @@ function execute(id, seed, block, source) {
   running = execution;
   sources[number] = { source, shifts: [] };
   try {
-    execution.unit = instrument(source);
+    execution.unit = instrument(source, path);
   } catch (error) {
     return fail(execution, error);
   }
   sources[number] = { source: execution.unit.source, shifts: execution.unit.shifts };
-  bun.main = path; // import.meta.main and require.main === module hold, as in a script.
-  start(execution, execution.unit.capturing ?? execution.unit.plain);
+  if (execution.unit.script !== null) startScript(execution);
+  else startModule(execution, execution.unit.capturing ?? execution.unit.plain);
 }
 
 function onUncaught(error, origin) {
@@ -694,6 +751,20 @@ const addModule = build.module.bind(build);
 build = { __proto__: null, module: addModule };
 listen();
 
+// Before it is ready, the REPL runs what the agent's own first execution may not touch: a module with a name, a call, an await
+// and a value. Bun sets these things up on first use; a template then has them, and its clones need not do it again.
+const WARM_UP = -1;
+const WARM_UP_SOURCE = "const warm = (value) => value;\nawait warm(1);\nwarm(2)\n";
+
+function endWarmUp(execution) {
+  delete requireCache[execution.path];
+  delete globalThis.warm;
+  delete sources[1];
+  running = null;
+  count = declared = 0;
+  writeAll(CONTROL, encode("R"));
+}
+
 const reader = Bun.file(CONTROL).stream().getReader();
 const read = reader.read.bind(reader);
 const onChunk = ({ done, value }) => {
@@ -710,4 +781,4 @@ const onChunk = ({ done, value }) => {
 };
 const onReadError = () => leave(71);
 then(read(), onChunk, onReadError);
-writeAll(CONTROL, encode("R"));
+execute(WARM_UP, new Bytes(0), new Bytes(0), WARM_UP_SOURCE);

@@ -27,6 +27,8 @@ __sbx_status=0
 __sbx_final=
 # Brings back what `env` replaced.
 __sbx_saved=
+# Not empty: the user's code may have set a trap.
+__sbx_traps=
 
 # Ends the execution before, if any, and waits for the next. Its output goes nowhere: `set -x` shows it to nobody.
 __sbx_next() {
@@ -34,7 +36,9 @@ __sbx_next() {
   local -
   set +eux
   if [[ $__sbx_id ]]; then
-    if [[ ${ builtin trap -p EXIT INT; } != "$__sbx_traps" ]] && __sbx_take_trap; then
+    # Asking for the traps costs a temporary file, so only sessions are asked that ever named one or read a file that may.
+    [[ $__sbx_code != *@(trap|source|. )* ]] || __sbx_traps=maybe
+    if [[ $__sbx_traps ]] && __sbx_take_trap; then
       __sbx_status=$status
       __sbx_final=$status
       return 0
@@ -71,8 +75,9 @@ __sbx_finish() {
 __sbx_take_trap() {
   local theirs=${ builtin trap -p EXIT; }
   [[ ${ builtin trap -p INT; } ]] || builtin trap 'exit 130' INT
+  [[ $theirs != *__sbx_exit* ]] || return 1
   builtin trap '__sbx_exit "$@"' EXIT
-  [[ $theirs && $theirs != "${ builtin trap -p EXIT; }" ]] || return 1
+  [[ $theirs ]] || return 1
   builtin eval "local -a words=($theirs)"
   __sbx_code=${words[2]}
 }
@@ -129,7 +134,6 @@ for __sbx_signal in HUP TERM ALRM USR1 USR2; do builtin trap "__sbx_die $__sbx_s
 builtin unset -v __sbx_signal
 builtin trap 'exit 130' INT
 builtin trap '__sbx_exit "$@"' EXIT
-__sbx_traps=${ builtin trap -p EXIT INT; }
 if (($# == 0)); then
   builtin printf R >|"$__sbx_dir/reply"
 else

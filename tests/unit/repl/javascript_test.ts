@@ -102,12 +102,13 @@ testBun("an uncaught error shows the user's line and no frame of ours", async (r
   assert.deepEqual([exitCode, value], [1, null]);
   assert.equal(
     stderr,
-    `<input 1>:2\n  throw new Error('boom')\n            ^\nError: boom\n    at boom (${home}/<input 1>:2:13)\n    at ${home}/<input 2>:3:3\n`,
+    `<input 1>:2\n  throw new Error('boom')\n            ^\nError: boom\n    at boom (${home}/<input 1>:2:13)\n    at ${home}/<input 2>:3:7\n`,
   );
+  assert.match((await repl.exec("null.x")).stderr, /^<input 3>:1\nnull.x\n {4}\^\nTypeError/);
   assert.match((await repl.exec("throw new TypeError('a', { cause: new Error('b') })")).stderr, /TypeError: a\n[^]*\[cause\]: Error: b\n/);
   assert.match((await repl.exec("require('fs').readFileSync('/missing')")).stderr, /ENOENT[^]*code: "ENOENT"/);
   assert.equal((await repl.exec("throw { a: 1 }")).stderr, "Uncaught {\n  a: 1,\n}\n");
-  assert.equal((await repl.exec("const x = = 1")).stderr, "<input 6>:1\nconst x = = 1\n          ^\nSyntaxError: Unexpected =\n");
+  assert.equal((await repl.exec("const x = = 1")).stderr, "<input 7>:1\nconst x = = 1\n          ^\nSyntaxError: Unexpected =\n");
   assert.equal((await repl.exec("throw Object.defineProperty(new Error, 'stack', { get() { throw 1 } })")).exitCode, 1);
 });
 
