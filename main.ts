@@ -1,5 +1,5 @@
 /** Entry of the `sbx` program: answers the version before anything else is loaded. */
-import { VERSION } from "./src/cli/version.ts";
+import { VERSION } from "./src/config/version.ts";
 
 const args = process.argv.slice(2);
 if (args[0] === "-V" || args[0] === "--version") {

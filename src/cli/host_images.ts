@@ -5,7 +5,7 @@ import { type Arch, readPlatform } from "../host/platform.ts";
 import { defaultImagesDirectory, openAssets, readManifest } from "../images/assets.ts";
 import { removeAssets, verifyAssets } from "../images/verify.ts";
 import type { CliImages, FetchRequest } from "./context.ts";
-import { VERSION } from "./version.ts";
+import { VERSION } from "../config/version.ts";
 
 type Env = Readonly<Record<string, string | undefined>>;
 

@@ -6,7 +6,7 @@ import { COMMANDS, loadCommands } from "./commands.ts";
 import type { CliContext } from "./context.ts";
 import { errorJson, EXIT, exitCodeOf, InterruptedError, reportError, UsageError } from "./failure.ts";
 import { writeJson } from "./result_json.ts";
-import { VERSION } from "./version.ts";
+import { VERSION } from "../config/version.ts";
 
 /** Runs the command that `args` ask for; every failure is reported, and told by the exit status returned. */
 export async function runProgram(args: readonly string[], context: CliContext): Promise<number> {

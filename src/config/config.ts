@@ -90,6 +90,10 @@ export interface ResolvedConfig extends Readonly<Omit<z.output<typeof schema>, "
   readonly isEmulationForced: boolean;
   /** `EXEC_SANDBOX_QEMU`: another QEMU instead of our own. */
   readonly qemuPath: string | undefined;
+  /** `EXEC_SANDBOX_ASSET_URL`: where releases of the images lie. */
+  readonly assetUrl: string | undefined;
+  /** `EXEC_SANDBOX_ASSET_VERSION`: another release of the images than this program's own. */
+  readonly assetVersion: string | undefined;
   readonly logLevel: LogLevel;
 }
 
@@ -117,6 +121,8 @@ export function resolveConfig(
     isOffline: readFlag(env, "OFFLINE"),
     isEmulationForced: readFlag(env, "FORCE_EMULATION"),
     qemuPath: env[`${ENV_PREFIX}QEMU`] || undefined,
+    assetUrl: env[`${ENV_PREFIX}ASSET_URL`] || undefined,
+    assetVersion: env[`${ENV_PREFIX}ASSET_VERSION`] || undefined,
     logLevel: readLogLevel(env[`${ENV_PREFIX}LOG_LEVEL`]),
   };
 }

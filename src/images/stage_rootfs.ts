@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import fs from "node:fs/promises";
 import path from "node:path";
+import process from "node:process";
 import { AssetError, messageOf } from "../base/errors.ts";
 import { type ImageLanguage, ROOT_IMAGE_NAMES } from "./assets.ts";
 import { RELEASE_EXPIRED, sourceLine } from "./apt.ts";
@@ -62,7 +63,7 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
         ? await fetchBun(shop, context)
         : {};
       context.step("installing packages", 10);
-      await bootstrap(shop, context, { packages, hook: path.join(recipe, "compile.sh") });
+      await bootstrap(shop, context, { packages, hook: await fs.readFile(path.join(recipe, "compile.sh"), "utf8") });
       context.step("unpacking", 55);
       // Device nodes need privilege, and the guest's /dev is a devtmpfs.
       await context.exec(["tar", "-C", tree, "--exclude=./dev/*", "-xf", "root.tar"]);
@@ -88,6 +89,8 @@ async function bootstrap(
 ): Promise<void> {
   const apt = await shop.apt();
   const { suite } = shop.lock.rootfs;
+  // Without root the work is done by subordinate users, who cannot enter our private directory (nor read a hook's file in it).
+  const temporary = process.getuid?.() === 0 ? context.work : "/var/tmp";
   const make = (options: readonly string[]) =>
     context.exec([
       "mmdebstrap",
@@ -100,7 +103,7 @@ async function bootstrap(
       suite,
       "root.tar",
       sourceLine("deb", apt.mirrors, suite),
-    ], { env: { SOURCE_DATE_EPOCH: "0", TMPDIR: context.work, PYTHONHASHSEED: "0" } });
+    ], { env: { SOURCE_DATE_EPOCH: "0", PYTHONHASHSEED: "0", TMPDIR: temporary } });
   const options = await apt.proxyOptions();
   const undated = [...options, 'Acquire::Check-Valid-Until "false"'];
   if (apt.isLenient) return void await make(undated);

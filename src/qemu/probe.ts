@@ -14,6 +14,8 @@ export const QEMU_MIN_VERSION = "8.2";
 export interface Qemu {
   readonly path: string;
   readonly version: string;
+  /** Changes with every other build of the program, also of the same version. */
+  readonly fingerprint: string;
   /** Built by us: static, and all it needs is in the images directory. */
   readonly isOwn: boolean;
 }
@@ -95,7 +97,7 @@ export interface QemuSources {
   /** `EXEC_SANDBOX_QEMU`. */
   readonly explicit: string | undefined;
   /** Our own build with its version, when the images directory has one for this host. */
-  readonly own: { readonly path: string; readonly version: string } | undefined;
+  readonly own: { readonly path: string; readonly version: string; readonly fingerprint: string } | undefined;
   readonly arch: Platform["arch"];
   /** `PATH` of this process. */
   readonly searchPath: string;
@@ -117,7 +119,8 @@ export async function findQemu(sources: QemuSources): Promise<Qemu> {
       hint: "Run `sbx images build` or `sbx prefetch` for sbx's own QEMU, or set EXEC_SANDBOX_QEMU to a newer one.",
     });
   }
-  return { path: program, version, isOwn: false };
+  const { size, mtimeMs } = await fs.stat(program);
+  return { path: program, version, fingerprint: `${size}-${mtimeMs}`, isOwn: false };
 }
 
 /** Compares dotted versions, number by number. */

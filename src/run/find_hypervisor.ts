@@ -12,7 +12,7 @@ import { run } from "../host/process.ts";
 import type { Assets } from "../images/assets.ts";
 import { type ConfinementLayers, noConfinement, parseProbe } from "../qemu/confine.ts";
 import { confinementFacts } from "../qemu/confinement_facts.ts";
-import { acceleratorCandidates, type Candidates, findQemu, readAcceleratorFacts } from "../qemu/probe.ts";
+import { acceleratorCandidates, type Candidates, findQemu, type Qemu, readAcceleratorFacts } from "../qemu/probe.ts";
 import { type CanaryHost, chooseCandidate } from "../vm/canary.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 
@@ -79,9 +79,9 @@ export async function probeConfinement(assets: Assets, platform: Platform, confi
 }
 
 /** Our own QEMU runs on Linux hosts of the images' architecture. */
-function ownQemu(assets: Assets, platform: Platform): { path: string; version: string } | undefined {
-  if (platform.os !== "linux" || !assets.qemu) return undefined;
-  return { path: assets.qemu.path, version: assets.qemu.versions["qemu"] ?? assets.qemu.sha256 };
+function ownQemu({ qemu }: Assets, platform: Platform): Omit<Qemu, "isOwn"> | undefined {
+  if (platform.os !== "linux" || !qemu) return undefined;
+  return { path: qemu.path, version: qemu.versions["qemu"] ?? "of unknown version", fingerprint: qemu.sha256 };
 }
 
 function probeDirectory(config: ResolvedConfig): string {

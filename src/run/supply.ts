@@ -6,7 +6,7 @@ import type { Logger } from "../base/log.ts";
 import { Scope } from "../base/scope.ts";
 import type { ResolvedConfig } from "../config/config.ts";
 import { type Platform, readPlatform } from "../host/platform.ts";
-import { type Assets, defaultImagesDirectory, openAssets } from "../images/assets.ts";
+import type { Assets } from "../images/assets.ts";
 import { verifyFile } from "../images/verify.ts";
 import { sweepCgroups } from "../qemu/cgroup.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
@@ -15,6 +15,7 @@ import { launch } from "../vm/launch.ts";
 import { type Template, templateIdentity, TemplateStore } from "../vm/template.ts";
 import type { Vm } from "../vm/vm.ts";
 import { type BakeProgress, ensureTemplate } from "./bake.ts";
+import { findAssets } from "./find_assets.ts";
 import { findHypervisor } from "./find_hypervisor.ts";
 import type { Language } from "./request.ts";
 import { WARM_UP } from "./warm_up.ts";
@@ -48,8 +49,7 @@ export class Supply implements AsyncDisposable {
   /** Reads which images there are; nothing is started before the first VM. Throws `AssetError`. */
   static async open(config: ResolvedConfig, hooks: SupplyHooks): Promise<Supply> {
     const platform = readPlatform();
-    const directory = config.imagesDir ?? defaultImagesDirectory(config.cacheDir, platform.arch);
-    return new Supply(config, { platform, assets: await openAssets(directory, { arch: platform.arch }) }, hooks);
+    return new Supply(config, { platform, assets: await findAssets(config, platform, hooks.log) }, hooks);
   }
 
   private constructor(config: ResolvedConfig, found: { platform: Platform; assets: Assets }, hooks: SupplyHooks) {

@@ -90,7 +90,7 @@ function verdictKey(host: CanaryHost, ladder: Candidates): string {
     host.platform.bootId,
     host.platform.isRoot,
     host.qemu.path,
-    host.qemu.version,
+    host.qemu.fingerprint,
     host.files.kernel.sha256,
     host.files.initrd.sha256,
     ladder,

@@ -55,7 +55,7 @@ export function templateIdentity(
     firmware: files.firmware.sha256,
     rootImage: files.rootImage(request.language).sha256,
     commandLine: commandLineFor(hypervisor, { language: request.language, origin: { kind: "bake" } }),
-    qemu: { version: qemu.version, isOwn: qemu.isOwn },
+    qemu: { version: qemu.version, fingerprint: qemu.fingerprint },
     candidate,
     // Under emulation QEMU makes the CPU, so the same template starts on any host; with an accelerator the host's CPU shows through.
     hostCpu: candidate.accelerator === "tcg" ? "" : hostCpu(),

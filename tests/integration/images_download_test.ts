@@ -5,9 +5,10 @@ import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "no
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import path from "node:path";
+import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { zstdCompressSync } from "node:zlib";
-import { AssetError } from "../../src/base/errors.ts";
+import { AssetError, Scheduler, type SchedulerConfig } from "../../src/mod.ts";
 import { openAssets } from "../../src/images/assets.ts";
 import { downloadAssets, type DownloadOptions } from "../../src/images/download.ts";
 import { packRelease } from "../../src/images/release.ts";
@@ -198,6 +199,27 @@ test("an abort rejects with its reason and keeps nothing half", async (t) => {
   await assert.rejects(running, (error) => error === reason);
   assert.ok(!existsSync(options.imagesDir));
   assert.deepEqual(readdirSync(path.join(options.cacheDir, "downloads")).filter((name) => name.endsWith(".part")), []);
+});
+
+test("a scheduler that finds no images downloads them, unless it must not", async (t) => {
+  const { options, files } = await release(t);
+  const { imagesDir } = options, quiet = { debug() {}, info() {}, warning() {}, error() {} };
+  const open = (config: SchedulerConfig) => Scheduler.open({ imagesDir, ...config }, { log: quiet });
+  const before = { ...process.env };
+  t.after(() => {
+    for (const name of ["EXEC_SANDBOX_ASSET_URL", "EXEC_SANDBOX_ASSET_VERSION", "EXEC_SANDBOX_CACHE_DIR", "EXEC_SANDBOX_OFFLINE"]) {
+      if (before[name] === undefined) delete process.env[name];
+      else process.env[name] = before[name];
+    }
+  });
+  await assert.rejects(open({}), AssetError);
+  Object.assign(process.env, options.env, { EXEC_SANDBOX_ASSET_VERSION: "0.1.0", EXEC_SANDBOX_CACHE_DIR: options.cacheDir });
+  await assert.rejects(open({ autoDownloadAssets: false }), AssetError);
+  process.env["EXEC_SANDBOX_OFFLINE"] = "1";
+  await assert.rejects(open({}), AssetError);
+  delete process.env["EXEC_SANDBOX_OFFLINE"];
+  await using _scheduler = await open({});
+  assert.equal((await verifyAssets(imagesDir)).length, Object.keys(files).length);
 });
 
 noLeftovers();

@@ -98,6 +98,8 @@ test("config: the defaults are those of CONTRACT", () => {
     isOffline: false,
     isEmulationForced: false,
     qemuPath: undefined,
+    assetUrl: undefined,
+    assetVersion: undefined,
     logLevel: "warning",
   });
   assert.deepEqual(resolveConfig(undefined, ENV_CACHE), resolveConfig({}, ENV_CACHE));
