@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles the Python library of a root being made. usage: compile.sh ROOT     (run by mmdebstrap, as the root's root)
+# Compiles the Python library of a root being made. mmdebstrap runs it as the root's root; $1 is the root.
 # Hash-based and unchecked: the image fixes all times, and byte code that carries its source's time would be thrown away at each start.
 set -eu
 root=$1

@@ -21,7 +21,7 @@ test("what is packed comes out again, programs as programs", async (t) => {
   for (const name of names) {
     assert.deepEqual(readFileSync(path.join(unpacked, name)), readFileSync(path.join(ROOT, name)), name);
   }
-  assert.ok(statSync(path.join(unpacked, "images/rootfs/compile.sh")).mode & 0o100, "mmdebstrap runs it");
+  assert.ok(statSync(path.join(unpacked, "images/rootfs/compile.sh")).mode & 0o100);
   assert.equal(await unpackSources(pack, path.dirname(unpacked)), unpacked, "a second time is the same place");
 });
 
