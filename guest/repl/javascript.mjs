@@ -636,7 +636,7 @@ function reseed(seed) {
   setRandomSeed(readWord(seed, 0));
   for (let skip = readWord(seed, 4) & 63; skip > 0; skip--) random(); // The seed has 32 bits only: add six.
   for (let drawn = 0; drawn <= UUIDS_STORED; drawn++) randomUUID();
-  if (declared === 0 && count <= 2) return; // A template: nothing but the warm-up has run.
+  if (declared === 0 && count <= 4) return; // A template: nothing but its warm-up has run.
   const nodeCrypto = getBuiltinModule("node:crypto");
   for (let drawn = 0; drawn <= UUIDS_STORED; drawn++) nodeCrypto.randomUUID();
   for (let drawn = 0; drawn <= INTEGERS_STORED; drawn++) nodeCrypto.randomInt(2);
@@ -757,6 +757,8 @@ const WARM_UP = -1;
 const WARM_UP_SOURCE = "const warm = (value) => value;\nawait warm(1);\nwarm(2)\n";
 
 function endWarmUp(execution) {
+  describeError(new TypeError("warm", { cause: new TypeError("warm") }));
+  describe({ warm: [1, "warm"] });
   delete requireCache[execution.path];
   delete globalThis.warm;
   delete sources[1];

@@ -19,6 +19,7 @@ import sys
 from _ast import Expr, Expression
 from _functools import partial
 from _signal import SIGINT, default_int_handler, getsignal, signal
+from gc import freeze
 from io import BufferedReader, BufferedWriter, BytesIO, FileIO, TextIOWrapper
 from linecache import cache as line_cache
 from os import environ
@@ -147,10 +148,11 @@ class Namespace:
         self.loop = None
         self.context = None
 
-    def restart_count(self):
-        """The first execution of a clone is its number 1, whatever the template has run, unless something was defined."""
+    def begin_clone(self):
+        """Unless something was defined, the first execution of a clone is its number 1, whatever the template has run."""
         if len(self.names) == self.untouched:
             self.count = 0
+            freeze()  # The collector then leaves the template's objects, and so its shared pages, alone.
 
     def evaluate(self, source):
         """Runs `source` as a module; returns the value of its trailing expression, None without one."""
@@ -403,7 +405,7 @@ class Repl:
         try:
             if seed:
                 reseed(seed)
-                self.namespace.restart_count()
+                self.namespace.begin_clone()
             value = self.namespace.evaluate(source)
             if value is not None:
                 value = describe(value)
