@@ -8,7 +8,7 @@
 #
 # Requests. bash can neither read NUL bytes nor set close-on-exec, so no descriptor of ours stays open: each request is a line of
 # 32 characters read from the FIFO `request`: 16 the id as \xNN\xNN\xNN\xNN, then `s` for a #! script or `-`, `e` with environment
-# or `-`, 13 the seed in decimal or blank, newline. The code lies in the file `code`, calls of __sbx_env in the file `env`. Replies
+# or `-`, `t` when the code may set a trap or `-`, 12 the seed in decimal or blank, newline. The code lies in the file `code`, calls of __sbx_env in the file `env`. Replies
 # are those of the other languages (u32 id, i32 exit code, u32 0xffffffff), written to the FIFO `reply`; "R" once at the start.
 #
 # Leaving. `exit`, `set -e`, `set -u`, a failed `${x:?}` and SIGINT all end a bash, and nothing can catch them but the EXIT trap. It
@@ -36,8 +36,6 @@ __sbx_next() {
   local -
   set +eux
   if [[ $__sbx_id ]]; then
-    # Asking for the traps costs a temporary file, so only sessions are asked that ever named one or read a file that may.
-    [[ $__sbx_code != *@(trap|source|. )* ]] || __sbx_traps=maybe
     if [[ $__sbx_traps ]] && __sbx_take_trap; then
       __sbx_status=$status
       __sbx_final=$status
@@ -48,7 +46,9 @@ __sbx_next() {
   local line=
   until builtin read -r -N 32 line <"$__sbx_dir/request"; do :; done
   __sbx_id=${line:0:16}
-  [[ ${line:18:1} == ' ' ]] || RANDOM=${line:18:13}
+  # Sticky: a function may set the trap later. Asking bash costs a temporary file.
+  [[ ${line:18:1} == - ]] || __sbx_traps=maybe
+  [[ ${line:19:1} == ' ' ]] || RANDOM=${line:19:12}
   [[ ${line:17:1} == - ]] || builtin source "$__sbx_dir/env"
   if [[ ${line:16:1} == s ]]; then
     __sbx_code=$__sbx_dir/code

@@ -229,6 +229,7 @@ impl Server {
             rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).action("draw a seed")?;
         }
         execution.run(now_us);
+        execution.outcome.is_reset = std::mem::take(&mut self.is_loss_unreported);
         if let Err(error) = self.repl.execute(execution.id, is_reseed_due.then_some(&seed), &mut self.body) {
             self.repl.kill(now_us);
             self.refuse_execution(Refusal::new(Code::Internal, format!("Cannot execute: the code could not be handed over: {error}")));

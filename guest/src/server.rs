@@ -46,6 +46,8 @@ pub struct Server {
     pub(crate) announcement: Option<Value>,
     /// COALESCE_US, or nothing where the kernel found no fine clock: its timers would turn 2 ms into 20.
     pub(crate) coalesce_us: u64,
+    /// The process died between executions: the next RESULT says so.
+    pub(crate) is_loss_unreported: bool,
     /// The next execution reseeds the language's generators.
     pub(crate) is_reseed_due: bool,
     /// Found by `quiesce`, cleared by the next HELLO.
@@ -79,6 +81,7 @@ impl Server {
             host: None,
             announcement: Some(announcement),
             coalesce_us: COALESCE_US,
+            is_loss_unreported: false,
             is_reseed_due: false,
             fork_marks: ForkMarks::default(),
             last_execution_id: 0,
@@ -219,8 +222,12 @@ impl Server {
         while rustix::io::read(&self.children, &mut info).is_ok_and(|bytes| bytes > 0) {}
         while let Some((pid, status)) = next_ended_child() {
             let is_starting = matches!(self.repl.state, State::Starting { .. });
-            if self.repl.reaped(pid, status, now_us) && is_starting {
-                self.on_failed_start(status)?;
+            let is_idle = self.repl.state == State::Ready;
+            if self.repl.reaped(pid, status, now_us) {
+                self.is_loss_unreported |= is_idle;
+                if is_starting {
+                    self.on_failed_start(status)?;
+                }
             }
         }
         if self.repl.check_gone(now_us) {
@@ -290,6 +297,7 @@ impl Server {
             Some(Reply::Violation(what)) => {
                 // An exiting process closes its end before it can be waited for: its status stays what it was.
                 self.log(&format!("the language's process is replaced: {what}"));
+                self.is_loss_unreported |= self.repl.state == State::Ready;
                 self.repl.kill(now_us);
                 Ok(())
             }

@@ -55,6 +55,12 @@ fn run_program(code: &str, seed_bytes: u32, env: &[u8], control: &mut UnixStream
                     print(&mut std::io::stdout(), text.as_bytes());
                 });
             }
+            "fall" => {
+                std::thread::spawn(|| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    std::process::exit(3);
+                });
+            }
             other => panic!("no word {other}"),
         }
     }
@@ -207,6 +213,7 @@ fn server() {
     results_and_output();
     output_caps_and_credit();
     replaced_processes();
+    a_loss_between_executions_is_told_once();
     stops();
     background_output();
     concurrency_and_refusals();
@@ -250,6 +257,13 @@ fn replaced_processes() {
         assert_eq!((&outcome.answer["exitCode"], &outcome.answer["reset"]), (&json!(exit_code), &json!(true)), "{code}");
         assert!(host.run("echo alive").out.ends_with("alive"), "{code}");
     }
+}
+
+fn a_loss_between_executions_is_told_once() {
+    let mut host = Host::greeted();
+    assert_eq!(host.run("fall").answer["reset"], false);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((host.run("exit 0").answer["reset"].clone(), host.run("exit 0").answer["reset"].clone()), (json!(true), json!(false)));
 }
 
 fn stops() {

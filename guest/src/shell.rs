@@ -59,7 +59,13 @@ pub fn request(directory: &str, id: u32, seed: Option<&[u8; 32]>, body: &Body) -
         let entries = limits::parse_env(body.env()).map_err(|_| Errno::INVAL)?;
         put_file(&format!("{directory}/env"), assignments(&entries).as_bytes(), 0o444)?;
     }
-    Ok(line(id, is_script, !body.env().is_empty(), seed))
+    Ok(line(id, [is_script, !body.env().is_empty(), may_trap(body.code())], seed))
+}
+
+/// Whether code may set a trap: it names one, or reads a file that may.
+fn may_trap(code: &[u8]) -> bool {
+    let text = std::str::from_utf8(code).unwrap_or_default();
+    ["trap", "source", ". "].iter().any(|word| text.contains(word))
 }
 
 fn put_file(path: &str, bytes: &[u8], mode: u32) -> Result<(), Errno> {
@@ -78,13 +84,13 @@ fn assignments(entries: &[(&str, &str)]) -> String {
     entries.iter().map(|(name, value)| format!("__sbx_env {name} '{}'\n", value.replace('\'', r"'\''"))).collect()
 }
 
-/// `\xNN\xNN\xNN\xNN` the id as printf takes it; `s` a script, `-` code; `e` with environment; the seed in decimal, blanks.
-fn line(id: u32, is_script: bool, has_env: bool, seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
+/// `\xNN\xNN\xNN\xNN` the id as printf takes it; `s` a script, `e` with environment, `t` may set a trap, each `-` if not; the seed
+/// in decimal, blanks.
+fn line(id: u32, flags: [bool; 3], seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
     let id: String = id.to_le_bytes().iter().map(|byte| format!("\\x{byte:02x}")).collect();
     let seed = seed.map_or(String::new(), |seed| u32::from_le_bytes([seed[0], seed[1], seed[2], seed[3]]).to_string());
-    let kind = if is_script { 's' } else { '-' };
-    let env = if has_env { 'e' } else { '-' };
-    let text = format!("{id}{kind}{env}{seed:<13}\n");
+    let [script, env, trap] = [0, 1, 2].map(|at| if flags[at] { ['s', 'e', 't'][at] } else { '-' });
+    let text = format!("{id}{script}{env}{trap}{seed:<12}\n");
     let mut line = [b' '; LINE_BYTES];
     line.copy_from_slice(text.as_bytes());
     line
@@ -96,8 +102,13 @@ mod tests {
 
     #[test]
     fn the_line_has_its_length_for_every_id_and_seed() {
-        assert_eq!(&line(1, false, false, None), b"\\x01\\x00\\x00\\x00--             \n");
-        assert_eq!(&line(u32::MAX, true, true, Some(&[0xff; 32])), b"\\xff\\xff\\xff\\xffse4294967295   \n");
+        assert_eq!(&line(1, [false; 3], None), b"\\x01\\x00\\x00\\x00---            \n");
+        assert_eq!(&line(u32::MAX, [true; 3], Some(&[0xff; 32])), b"\\xff\\xff\\xff\\xffset4294967295  \n");
+    }
+
+    #[test]
+    fn code_that_may_set_a_trap_is_found() {
+        assert!(may_trap(b"trap 'rm x' EXIT") && may_trap(b"source lib.sh") && may_trap(b". lib.sh") && !may_trap(b"echo hi"));
     }
 
     #[test]
