@@ -12,8 +12,8 @@
 # are those of the other languages (u32 id, i32 exit code, u32 0xffffffff), written to the FIFO `reply`; "R" once at the start.
 #
 # Leaving. `exit`, `set -e`, `set -u`, a failed `${x:?}` and SIGINT all end a bash, and nothing can catch them but the EXIT trap. It
-# writes variables, functions, options, aliases and traps to a file and executes a fresh bash in the same process, which
-# reads them back and then replies. Working directory, umask, limits, open descriptors and children stay anyway. The job table is
+# replies, writes variables, functions, options, aliases and traps to a file and executes a fresh bash in the same process, which
+# reads them back. Working directory, umask, limits, open descriptors and children stay anyway. The job table is
 # lost, and the local variables of functions that were left by `exit` become global.
 # An EXIT trap of the user's runs at the end of its execution, as it would at the end of a script; `exit` with such a trap set,
 # `exec`, and a signal end this process for good, and the agent starts a new one.
@@ -92,7 +92,8 @@ __sbx_env() {
   builtin export "$1=$2"
 }
 
-# The EXIT trap: the same session in a fresh bash.
+# The EXIT trap: replies, then goes on as the same session in a fresh bash. When that fails the process ends, and the agent tells of
+# the loss with the next reply.
 __sbx_exit() {
   local status=$?
   {
@@ -101,13 +102,13 @@ __sbx_exit() {
     # A substitution never inherits -e.
     local flags=$- options=${ builtin set +o; }
     set +eux
-    builtin eval "$__sbx_saved"
     [[ $flags != *e* ]] || options+=$'\nset -e'
+    [[ ! $__sbx_id ]] || __sbx_finish "$status"
     __sbx_dump "$@" >|"$__sbx_dir/state/session" || builtin exit "$status"
     builtin shopt -s execfail
   } 2>/dev/null
   # Outside the braces: a redirection there would stay with the new process.
-  builtin exec -c -a bash /bin/bash --norc --noprofile -c "$BASH_EXECUTION_STRING" bash "$status" "$__sbx_id"
+  builtin exec -c -a bash /bin/bash --norc --noprofile -c "$BASH_EXECUTION_STRING" bash "$status"
   builtin exit "$status"
 }
 
@@ -137,15 +138,9 @@ builtin trap '__sbx_exit "$@"' EXIT
 if (($# == 0)); then
   builtin printf R >|"$__sbx_dir/reply"
 else
-  __sbx_args=("$@")
+  __sbx_args=$1
   builtin source "$__sbx_dir/state/session" >/dev/null 2>&1
-  __sbx_saved=
-  __sbx_status=${__sbx_args[0]}
-  __sbx_id=
-  if [[ ${__sbx_args[1]} ]]; then
-    __sbx_id=${__sbx_args[1]}
-    { __sbx_finish "${__sbx_args[0]}"; } 2>/dev/null
-  fi
+  __sbx_status=$__sbx_args
   builtin unset -v __sbx_args
   builtin trap 'exit 130' INT
 fi

@@ -173,7 +173,7 @@ impl Server {
     /// The earliest time at which something is due without an event.
     fn next_us(&self, now_us: u64) -> Option<u64> {
         let execution = self.execution.as_ref().and_then(Execution::next_us);
-        let silence = self.host.as_ref().filter(|host| host.silence_us > 0).map(|host| host.last_frame_us + host.silence_us);
+        let silence = self.host.as_ref().filter(|host| host.silence_us > 0).map(|host| host.last_frame_us.saturating_add(host.silence_us));
         let repl = match self.repl.state {
             State::Starting { deadline_us } => Some(deadline_us),
             State::Dying { .. } => Some(now_us + DYING_POLL_US),
@@ -184,7 +184,7 @@ impl Server {
     }
 
     fn on_time(&mut self, now_us: u64) -> Result<(), Fatal> {
-        if self.host.as_ref().is_some_and(|host| host.silence_us > 0 && now_us >= host.last_frame_us + host.silence_us) {
+        if self.host.as_ref().is_some_and(|host| host.silence_us > 0 && now_us >= host.last_frame_us.saturating_add(host.silence_us)) {
             return Err(Fatal::Silence);
         }
         if let Some(execution) = &mut self.execution {
