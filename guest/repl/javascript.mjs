@@ -628,6 +628,8 @@ function restoreEnvironment(before) {
 }
 
 // Bun takes random UUIDs from a store of 128; node:crypto has one of its own, and one for random integers.
+const DRAWING = /andom|rypto|uuid|UUID|import|require|eval|Function/;
+let mayHaveDrawn = false;
 const UUIDS_STORED = 128;
 const INTEGERS_STORED = 2048;
 
@@ -636,7 +638,7 @@ function reseed(seed) {
   setRandomSeed(readWord(seed, 0));
   for (let skip = readWord(seed, 4) & 63; skip > 0; skip--) random(); // The seed has 32 bits only: add six.
   for (let drawn = 0; drawn <= UUIDS_STORED; drawn++) randomUUID();
-  if (declared === 0 && count <= 4) return; // A template: nothing but its warm-up has run.
+  if (!mayHaveDrawn) return; // A template: loading node:crypto would cost every clone more than all the rest.
   const nodeCrypto = getBuiltinModule("node:crypto");
   for (let drawn = 0; drawn <= UUIDS_STORED; drawn++) nodeCrypto.randomUUID();
   for (let drawn = 0; drawn <= INTEGERS_STORED; drawn++) nodeCrypto.randomInt(2);
@@ -672,6 +674,7 @@ function execute(id, seed, block, source) {
     if (declared === 0) count = 0; // A clone's first execution is its number 1, whatever the template has run.
   }
   count++;
+  mayHaveDrawn ||= exec(DRAWING, source) !== null;
   let directory = "/home/user";
   try {
     directory = workingDirectory();

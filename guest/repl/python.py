@@ -19,7 +19,6 @@ import sys
 from _ast import Expr, Expression
 from _functools import partial
 from _signal import SIGINT, default_int_handler, getsignal, signal
-from gc import freeze
 from io import BufferedReader, BufferedWriter, BytesIO, FileIO, TextIOWrapper
 from linecache import cache as line_cache
 from os import environ
@@ -152,7 +151,6 @@ class Namespace:
         """Unless something was defined, the first execution of a clone is its number 1, whatever the template has run."""
         if len(self.names) == self.untouched:
             self.count = 0
-            freeze()  # The collector then leaves the template's objects, and so its shared pages, alone.
 
     def evaluate(self, source):
         """Runs `source` as a module; returns the value of its trailing expression, None without one."""
