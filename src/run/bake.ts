@@ -1,5 +1,5 @@
 /** Bake: boots a machine once, warms it up and saves it as a template. */
-import { CommunicationError, messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
+import { GuestAgentError, messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
 import { abortable, settlesWithin } from "../base/async.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { launch } from "../vm/launch.ts";
@@ -7,7 +7,6 @@ import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/
 import type { Language } from "./request.ts";
 import { WARM_UP } from "./warm_up.ts";
 
-const WARM_UP_RUNS = 2;
 const WARM_UP_TIMEOUT_MS = 60_000;
 const QUIT_TIMEOUT_MS = 5_000;
 
@@ -73,10 +72,11 @@ async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: Bak
   verified?.catch(() => {}); // Awaited below; a boot that fails first is told first.
   await abortable(vm.ready, run.signal);
   run.report("warming");
-  const request = { code: WARM_UP[identity.language as Language], env: {}, timeoutMs: WARM_UP_TIMEOUT_MS };
-  for (let count = 0; count < WARM_UP_RUNS; count++) {
+  for (const step of WARM_UP[identity.language as Language]) {
+    const request = { code: step.code, env: {}, timeoutMs: WARM_UP_TIMEOUT_MS };
     const reply = await vm.guest.exec(request, { onOutput: () => {} }, signal);
-    if (reply.exitCode !== 0) throw new CommunicationError(`Cannot warm up a ${identity.language} VM: exit code ${reply.exitCode}`);
+    if (reply.exitCode === step.exitCode) continue;
+    throw new GuestAgentError(`Cannot warm up a ${identity.language} VM: exit code ${reply.exitCode} instead of ${step.exitCode}`);
   }
   await vm.guest.quiesce(signal);
   await verified;

@@ -18,7 +18,7 @@ import { type BakeProgress, ensureTemplate } from "./bake.ts";
 import { findAssets } from "./find_assets.ts";
 import { findHypervisor } from "./find_hypervisor.ts";
 import type { Language } from "./request.ts";
-import { WARM_UP } from "./warm_up.ts";
+import { warmUpText } from "./warm_up.ts";
 
 /** Who hears of what the supply does. */
 export interface SupplyHooks {
@@ -114,7 +114,7 @@ export class Supply implements AsyncDisposable {
 
   async #findTemplate(language: Language, memoryMb: number): Promise<Template | undefined> {
     const hypervisor = await this.#host();
-    const identity = templateIdentity(hypervisor, { language, memoryMiB: memoryMb, warmUp: WARM_UP[language] });
+    const identity = templateIdentity(hypervisor, { language, memoryMiB: memoryMb, warmUp: warmUpText(language) });
     const { onProgress } = this.#hooks;
     const signal = this.#closing.signal;
     const verify = (until: AbortSignal) => this.#verify(language, until);

@@ -13,7 +13,7 @@ import type { Hypervisor } from "../../src/vm/hypervisor.ts";
 import { launch } from "../../src/vm/launch.ts";
 import { type Template, templateIdentity, TemplateStore } from "../../src/vm/template.ts";
 import type { Vm } from "../../src/vm/vm.ts";
-import { WARM_UP } from "../../src/run/warm_up.ts";
+import { warmUpText } from "../../src/run/warm_up.ts";
 import { measure, type Measurement, timed } from "./measure.ts";
 
 const MEMORY_MIB = 256;
@@ -137,7 +137,7 @@ function environment(): Record<string, string> {
 
 async function clone(bench: Bench, language: Language): Promise<Vm> {
   const { hypervisor, templates } = bench;
-  const identity = templateIdentity(hypervisor, { language, memoryMiB: MEMORY_MIB, warmUp: WARM_UP[language] });
+  const identity = templateIdentity(hypervisor, { language, memoryMiB: MEMORY_MIB, warmUp: warmUpText(language) });
   const template: Template | undefined = await templates.find(identity);
   if (!template) throw new Error(`no template for ${language}: run the case that makes it first`);
   return await launch(hypervisor, {
