@@ -1,14 +1,19 @@
 // The JavaScript REPL: runs under Bun in the guest as uid 1000 and speaks the REPL protocol on descriptor 1000.
 //
 // Start it with `bun --no-install javascript.mjs`, HOME and working directory /home/user, descriptor 0 at end of file, 1 and 2
-// pipes, and in the environment BUN_GC_TIMER_DISABLE=1 (no wake-ups while idle), BUN_JSC_useConcurrentJIT=0 (no second thread on
-// one processor), BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER=1 (imported files compile at once, so that an interrupt reaches
-// them), BUN_RUNTIME_TRANSPILER_CACHE_PATH=0, BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW=1. User code does not see these five. Exit status: 0 the agent closed the control
-// socket, 70 a malformed request, 71 the control socket or an output is unusable; else what user code exited with.
+// pipes, a writable /tmp, and in the environment BUN_GC_TIMER_DISABLE=1 (no wake-ups while idle), BUN_JSC_useConcurrentJIT=0 (no
+// second thread on one processor), BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER=1 (imported files compile at once, so that an
+// interrupt reaches them), BUN_RUNTIME_TRANSPILER_CACHE_PATH=0, BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW=1. User code does not
+// see these five. Exit status: 0 the agent closed the control socket, 70 a malformed request, 71 the control socket or an output
+// is unusable; else what user code exited with.
 //
 // Each execution is a module of its own: strict, top-level await, native imports, TypeScript, JSX, exact lines in stacks. Its
 // top-level names become accessors of the global object that read and write the module's own bindings, so later executions and
-// old closures see the same variable; declaring a name again replaces the accessor.
+// old closures see the same variable; declaring a name again replaces the accessor. What declares and imports nothing runs as a
+// strict script instead, at half the cost. A promise as the trailing value is awaited: `main()` belongs to its execution.
+//
+// A seed reaches Math.random and the stores of random UUIDs and integers. Not reached: Math.random of Workers and node:vm
+// contexts, which draw their own seed from a generator inside the engine.
 //
 // SIGINT and process.exit() stop running code for good and keep the state as long as that code has not been resumed by a timer
 // or by I/O. After that process.exit() ends the process (the agent starts a fresh REPL) and a busy loop cannot be interrupted.
@@ -22,6 +27,7 @@ const HEADER_BYTES = 20;
 const NO_VALUE = 0xffffffff;
 const VALUE_LIMIT_BYTES = 65_536;
 const SOURCES_LIMIT = 500;
+const SOURCES_LIMIT_CHARS = 2 << 20;
 const CUTS_LIMIT = 64;
 const OUR_FILE = import.meta.path;
 
@@ -330,7 +336,19 @@ function instrument(source, path) {
   return unit;
 }
 
-const sources = create(null);
+let sources = create(null);
+let sourceChars = 0;
+
+/** Keeps an execution's source for later stacks, within bounds. */
+function remember(number, unit) {
+  sourceChars += unit.source.length - (sources[number]?.source.length ?? 0);
+  if (sourceChars > SOURCES_LIMIT_CHARS) {
+    sources = create(null);
+    sourceChars = unit.source.length;
+  }
+  sources[number] = unit;
+}
+
 const FRAME = /<input (\d+)>:(\d+):(\d+)/g;
 const LINE = /[^\n]*\n?/g;
 const OUR_FRAME = /^\s+at (?:(?:drainMicrotasks|runInThisContext) \(unknown\)|<parse> \(:0\))/;
@@ -686,13 +704,13 @@ function execute(id, seed, block, source) {
   const path = `${directory}/<input ${number}>`;
   const execution = { id, number, path, before, unit: null, promise: null, published: [], code: null, value: null };
   running = execution;
-  sources[number] = { source, shifts: [] };
+  remember(number, { source, shifts: [] });
   try {
     execution.unit = instrument(source, path);
   } catch (error) {
     return fail(execution, error);
   }
-  sources[number] = { source: execution.unit.source, shifts: execution.unit.shifts };
+  remember(number, { source: execution.unit.source, shifts: execution.unit.shifts });
   if (execution.unit.script !== null) startScript(execution);
   else startModule(execution, execution.unit.capturing ?? execution.unit.plain);
 }
