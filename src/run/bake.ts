@@ -1,14 +1,18 @@
 /** Bake: boots a machine once, warms it up and saves it as a template. */
+import path from "node:path";
 import { GuestAgentError, messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
 import { abortable, settlesWithin } from "../base/async.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { launch } from "../vm/launch.ts";
 import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
+import type { Vm } from "../vm/vm.ts";
 import type { Language } from "./request.ts";
 import { WARM_UP } from "./warm_up.ts";
 
 const WARM_UP_TIMEOUT_MS = 60_000;
 const QUIT_TIMEOUT_MS = 5_000;
+/** A lost channel is noticed before the death that broke it. */
+const DEATH_TIMEOUT_MS = 200;
 
 /** A step of a bake, as it begins. */
 export interface BakeProgress {
@@ -67,6 +71,22 @@ async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: Bak
   run.report("booting");
   const origin = { kind: "bake", ramFile: run.ramFile, stateFile: run.stateFile } as const;
   await using vm = await launch(hypervisor, { language: identity.language, memoryMiB: identity.memoryMiB, origin });
+  try {
+    return await fill(vm, identity, run);
+  } catch (cause) {
+    if (run.signal?.aborted || !await isEndedByFullDisk(vm)) throw cause;
+    const place = path.dirname(path.dirname(run.ramFile));
+    throw new SnapshotError(`Cannot save a template for ${identity.language}: no space is left in ${place}`, { cause });
+  }
+}
+
+/** The machine's memory is a mapped file with holes: a write for which the disk has no room ends QEMU with this signal. */
+async function isEndedByFullDisk(vm: Vm): Promise<boolean> {
+  return await settlesWithin(vm.child.exited, DEATH_TIMEOUT_MS) && (await vm.child.exited).signal === "SIGBUS";
+}
+
+/** Boots, warms up and saves; returns the boot log. */
+async function fill(vm: Vm, identity: TemplateIdentity, run: BakeRun): Promise<string> {
   const signal = run.signal ? AbortSignal.any([run.signal, vm.lost]) : vm.lost;
   const verified = run.verify?.(signal);
   verified?.catch(() => {}); // Awaited below; a boot that fails first is told first.

@@ -20,6 +20,9 @@ import { findHypervisor } from "./find_hypervisor.ts";
 import type { Language } from "./request.ts";
 import { warmUpText } from "./warm_up.ts";
 
+/** Where no template could be kept, it is tried again after this time. */
+const RETRY_MS = 60_000;
+
 /** Who hears of what the supply does. */
 export interface SupplyHooks {
   readonly log: Logger;
@@ -45,6 +48,8 @@ export class Supply implements AsyncDisposable {
   readonly #closing = new AbortController();
   readonly #owned = new Scope();
   #hypervisor: Promise<Hypervisor> | undefined;
+  /** Templates that could not be kept, and when (`performance.now()`) they are tried again. */
+  readonly #retryAt = new Map<string, number>();
 
   /** Reads which images there are; nothing is started before the first VM. Throws `AssetError`. */
   static async open(config: ResolvedConfig, hooks: SupplyHooks): Promise<Supply> {
@@ -65,6 +70,7 @@ export class Supply implements AsyncDisposable {
     const name = `${language}-${memoryMb}`;
     const known = this.#found.get(name);
     if (known && await this.#templates.find(known)) return known;
+    if (performance.now() < (this.#retryAt.get(name) ?? 0)) return undefined;
     // The flight is shared: one caller's abort must not end it for the others.
     const flight = this.#flights.run(name, () => this.#findTemplate(language, memoryMb));
     return await abortable(flight, signal);
@@ -128,6 +134,8 @@ export class Supply implements AsyncDisposable {
       return template;
     } catch (error) {
       if (!(error instanceof SnapshotError)) throw error;
+      // On a full disk an attempt takes as long as a boot: not before each of the next runs.
+      this.#retryAt.set(`${language}-${memoryMb}`, performance.now() + RETRY_MS);
       this.#hooks.log.warning("no template can be kept here: every VM boots, which takes seconds", { reason: error.message });
       return undefined;
     }
