@@ -31,8 +31,9 @@ export interface RunContext {
 /** Runs `request`; its VM is dead or dying when this returns. */
 export async function runOnce(request: CheckedRequest, context: RunContext): Promise<ExecutionResult> {
   const { supply, gate } = context;
-  const template = await supply.template(request.language, request.memoryMb, request.signal);
+  // Room first: a machine that bakes takes as much as the one that runs, and one that can never fit is not baked for.
   using _room = await gate.acquire({ memoryMiB: request.memoryMb, cpus: 1 }, { signal: request.signal });
+  const template = await supply.template(request.language, request.memoryMb, request.signal);
   try {
     return conclude(await runFrom(template, request, context), request);
   } catch (error) {

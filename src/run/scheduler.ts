@@ -78,7 +78,9 @@ export class Scheduler implements AsyncDisposable {
   prepare(language: Language, options: { readonly memoryMb?: number; readonly signal?: AbortSignal } = {}): Promise<void> {
     return this.#track(async () => {
       const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
-      await this.#supply.template(checkLanguage(language), checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), signal);
+      const memoryMb = checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), known = checkLanguage(language);
+      using _room = await this.#gate.acquire({ memoryMiB: memoryMb, cpus: 1 }, { signal });
+      await this.#supply.template(known, memoryMb, signal);
     });
   }
 
