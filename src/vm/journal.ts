@@ -6,7 +6,7 @@ import path from "node:path";
 import process from "node:process";
 import { messageOf } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
-import { isSameProcess, ownIdentity, type ProcessIdentity, writeFileAtomic } from "../host/files.ts";
+import { isSameProcess, ownIdentity, type ProcessIdentity, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
 import { run } from "../host/process.ts";
 
 const TOKEN = /^[0-9a-f]{16}$/;
@@ -45,6 +45,7 @@ export class Journal implements AsyncDisposable {
 
 /** Ends the QEMUs of owners that died, and removes their entries. Returns how many processes it ended. */
 export async function reap(root: string, log: Logger): Promise<number> {
+  await sweepTemporaries(root); // Of owners that died while they wrote their entry.
   const dead: string[] = [];
   for (const token of await fs.readdir(root).catch(() => [])) { // No directory: nobody ever wrote an entry.
     if (!TOKEN.test(token)) continue;
