@@ -115,7 +115,16 @@ if [ $with_images = yes ]; then
 fi
 finish_step
 echo "sbx is installed after $(($(date +%s) - started)) s."
+try="sbx run 'print(\"Hello from sandbox\")'"
 case :$PATH: in
-  *:"$bin":*) echo "Try: sbx run 'print(\"Hello from sandbox\")'" ;;
-  *) echo "Add $bin to PATH, then try: sbx run 'print(\"Hello from sandbox\")'" ;;
+  *:"$bin":*) echo "Try: $try" ;;
+  *)
+    # Root's PATH on Debian has no ~/.local/bin; a link where it looks, unless there is something of somebody else's.
+    if [ -z "${SBX_BIN_DIR:-}" ] && [ "$(id -u)" = 0 ] && [ -d /usr/local/bin ] && { [ -L /usr/local/bin/sbx ] || [ ! -e /usr/local/bin/sbx ]; }; then
+      ln -sf "$bin/sbx" /usr/local/bin/sbx
+      echo "Linked as /usr/local/bin/sbx. Try: $try"
+    else
+      echo "Add $bin to PATH, then try: $try"
+    fi
+    ;;
 esac

@@ -36,15 +36,18 @@ const raw = (code: string) => ({ language: "raw", code }) as const;
 const silent = { debug() {}, info() {}, warning() {}, error() {} };
 const qemuPids = () => descendants().filter((line) => line.includes("qemu")).map((line) => Number.parseInt(line));
 
+/** Found before any test moves the cache directory. */
+const IMAGES = imagesDirectory();
+
 /** A scheduler with caches of its own. */
 function isolated(t: TestContext, config: SchedulerConfig = {}): Promise<Scheduler> {
-  return Scheduler.open({ snapshotCacheDir: temporaryDirectory(t), imagesDir: imagesDirectory(), ...config }, { log: silent });
+  return Scheduler.open({ snapshotCacheDir: temporaryDirectory(t), imagesDir: IMAGES, ...config }, { log: silent });
 }
 
 /** The images of this machine by link, so that a test can replace one file. */
 function copyOfImages(t: TestContext): string {
   const directory = temporaryDirectory(t);
-  for (const name of readdirSync(imagesDirectory())) symlinkSync(path.join(imagesDirectory(), name), path.join(directory, name));
+  for (const name of readdirSync(IMAGES)) symlinkSync(path.join(IMAGES, name), path.join(directory, name));
   return directory;
 }
 
@@ -52,7 +55,7 @@ function copyOfImages(t: TestContext): string {
 function ownCopy(directory: string, name: string): string {
   const file = path.join(directory, name);
   rmSync(file);
-  copyFileSync(path.join(imagesDirectory(), name), file);
+  copyFileSync(path.join(IMAGES, name), file);
   return file;
 }
 
@@ -241,7 +244,7 @@ test("no QEMU survives its process, killed at any moment", async (t) => {
   }
   // The next process cleans up what the dead ones left in files.
   await withEnv({ EXEC_SANDBOX_CACHE_DIR: home }, async () => {
-    await using scheduler = await Scheduler.open({ snapshotCacheDir: cache, imagesDir: imagesDirectory() }, { log: silent });
+    await using scheduler = await Scheduler.open({ snapshotCacheDir: cache, imagesDir: IMAGES }, { log: silent });
     assert.equal((await scheduler.run(raw("echo hi"))).stdout, "hi\n");
     await eventually("the journal of the dead is gone", () => readdirSync(path.join(home, "run")).length === 1);
   });
@@ -279,7 +282,7 @@ function startProgram(program: string, env: Record<string, string> = {}) {
   writeFileSync(file, program);
   const child = spawn(process.execPath, isDeno ? ["run", "-A", "--no-check", file] : [file], {
     cwd: directory,
-    env: { ...process.env, EXEC_SANDBOX_IMAGES_DIR: imagesDirectory(), ...env, ...(isBun ? { BUN_BE_BUN: "1" } : {}) },
+    env: { ...process.env, EXEC_SANDBOX_IMAGES_DIR: IMAGES, ...env, ...(isBun ? { BUN_BE_BUN: "1" } : {}) },
     stdio: ["ignore", "pipe", "inherit"],
   });
   child.once("exit", () => rmSync(file, { force: true }));
