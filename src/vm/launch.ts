@@ -1,6 +1,5 @@
 /** Launch: the one pipeline for cold boot, bake and clone. Acquire in order, hand over on success. */
 import { randomBytes } from "node:crypto";
-import path from "node:path";
 import { BOOT_TIMEOUT_MS, CLONE_TIMEOUT_MS } from "../base/limits.ts";
 import { Scope } from "../base/scope.ts";
 import { GuestChannel } from "../channel/guest.ts";
@@ -119,9 +118,4 @@ function startOf(hypervisor: Hypervisor, request: LaunchRequest): Start {
     initrd: hypervisor.files.initrd.path,
     commandLine: commandLineFor(hypervisor, request),
   };
-}
-
-/** The name of a VM's owner in the process list, or undefined when `name` is not ours. */
-export function ownerOf(name: string): string | undefined {
-  return /^vm-([0-9a-f]+)-[0-9a-f]+$/.exec(path.basename(name))?.[1];
 }
