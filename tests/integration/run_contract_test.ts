@@ -204,11 +204,12 @@ test("a disk that becomes full during a bake does not stop runs: the VM boots", 
 test("a cache directory without any room, or read-only, does not stop runs: the VM boots", {
   skip: process.getuid?.() === 0 && process.platform === "linux" ? false : "mounting a small file system needs root",
 }, async (t) => {
+  const imagesDir = imagesDirectory(); // Found before the cache directory moves.
   for (const options of ["size=4k", "ro"]) {
     using cache = smallFileSystem(t, options);
     const before = process.env["EXEC_SANDBOX_CACHE_DIR"];
     process.env["EXEC_SANDBOX_CACHE_DIR"] = cache.path;
-    const opening = Scheduler.open({ imagesDir: imagesDirectory() }, { log });
+    const opening = Scheduler.open({ imagesDir }, { log });
     if (before === undefined) delete process.env["EXEC_SANDBOX_CACHE_DIR"];
     else process.env["EXEC_SANDBOX_CACHE_DIR"] = before;
     const scheduler = await opening;
