@@ -27,6 +27,21 @@ export class BrokenPipeError extends TransientError {
   readonly code = "SBX_BROKEN_PIPE";
 }
 
+/** Our output cannot be kept: the disk is full or broken. */
+export class OutputError extends PermanentError {
+  readonly code = "SBX_OUTPUT";
+}
+
+/** What the system says where a file, and no pipe, takes no more. */
+const FILE_CODES: ReadonlySet<string> = new Set(["ENOSPC", "EDQUOT", "EFBIG", "EIO"]);
+
+/** Why the program ends when standard output fails with the system's `code`. */
+export function outputFailure(code: string): BrokenPipeError | OutputError {
+  return FILE_CODES.has(code)
+    ? new OutputError(`Cannot write to standard output: ${code === "ENOSPC" ? "no space left on device" : code}`)
+    : new BrokenPipeError("The reader of the output has gone");
+}
+
 // By code and not by class: whoever branches on `code` gets the same answer as the exit status gives.
 const USAGE_CODES: ReadonlySet<string> = new Set(["SBX_USAGE", "SBX_INPUT_VALIDATION", "SBX_ENV_VAR_VALIDATION", "SBX_VM_CONFIG"]);
 const REFUSED_CODES: ReadonlySet<string> = new Set(["SBX_PACKAGE_NOT_ALLOWED"]);
@@ -60,7 +75,8 @@ export function errorJson(error: unknown): ErrorJson {
 
 /** Writes `error` for people: `sbx: MESSAGE`, the hint, and with `isDebug` the stack and its causes. */
 export function reportError(stderr: Output, error: unknown, options: { readonly isDebug?: boolean; readonly label?: string } = {}): void {
-  if (error instanceof BrokenPipeError) return; // Nobody reads any more.
+  // Nobody reads any more; or it is told once, at the end, whatever the parts of the program made of it.
+  if (error instanceof BrokenPipeError || error instanceof OutputError) return;
   const { message, hint } = errorJson(error);
   const label = options.label === undefined ? {} : { label: options.label };
   writeReport(stderr, { message: SandboxError.is(error) ? message : `internal error: ${message}`, hint, ...label });

@@ -15,8 +15,8 @@ const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
   done: "ready",
 };
 
-/** The context of a real process. `onBroken` is called when the reader of standard output has gone. */
-export function hostContext(options: { readonly signal: AbortSignal; readonly onBroken: () => void }): CliContext {
+/** The context of a real process. `onBroken` is called with the system's code when standard output takes no more. */
+export function hostContext(options: { readonly signal: AbortSignal; readonly onBroken: (code: string) => void }): CliContext {
   const { env } = process;
   const queue = new OutputQueue();
   return {

@@ -1,7 +1,7 @@
 /** Main: the real process around the program: signals, streams and the exit. */
 import process from "node:process";
 import { settlesWithin } from "../base/async.ts";
-import { BrokenPipeError, exitCodeOf, InterruptedError } from "./failure.ts";
+import { exitCodeOf, InterruptedError, OutputError, outputFailure, writeReport } from "./failure.ts";
 import { hostContext } from "./host_context.ts";
 import { runProgram } from "./program.ts";
 
@@ -24,7 +24,7 @@ export async function main(args: readonly string[]): Promise<void> {
   }
   const context = hostContext({
     signal: ending.signal,
-    onBroken: () => ending.abort(new BrokenPipeError("The reader of the output has gone")),
+    onBroken: (code) => ending.abort(outputFailure(code)),
   });
   const code = await runProgram(args, context);
   const flushed = Promise.all([context.stdout.flush(), context.stderr.flush()]);
@@ -33,5 +33,10 @@ export async function main(args: readonly string[]): Promise<void> {
     else ending.signal.addEventListener("abort", resolve, { once: true });
   });
   await Promise.race([flushed, ended.then(() => settlesWithin(flushed, FLUSH_GRACE_MS))]);
+  if (ending.signal.reason instanceof OutputError) {
+    const { message, hint } = ending.signal.reason;
+    writeReport(context.stderr, { message, hint: hint ?? null });
+    await settlesWithin(context.stderr.flush(), FLUSH_GRACE_MS);
+  }
   process.exit(ending.signal.aborted ? exitCodeOf(ending.signal.reason) : code);
 }

@@ -60,16 +60,16 @@ export class ProcessOutput implements Output {
   readonly hasColor: boolean;
   readonly #queue: OutputQueue;
   readonly #descriptor: 1 | 2;
-  readonly #onBroken: () => void;
+  readonly #onBroken: (code: string) => void;
   #isBroken = false;
 
-  /** `onBroken` is called once when nothing can be written any more: the reader has gone, or the disk is full. */
+  /** `onBroken` is called once, with the system's code, when nothing can be written any more: the reader has gone, or the disk is full. */
   constructor(
     queue: OutputQueue,
     options: {
       readonly descriptor: 1 | 2;
       readonly env: Readonly<Record<string, string | undefined>>;
-      readonly onBroken: () => void;
+      readonly onBroken: (code: string) => void;
     },
   ) {
     this.#queue = queue;
@@ -89,7 +89,7 @@ export class ProcessOutput implements Output {
     void this.#queue.push(this.#descriptor, text).then((code) => {
       if (code === undefined || this.#isBroken) return;
       this.#isBroken = true;
-      this.#onBroken();
+      this.#onBroken(code);
     });
   }
 

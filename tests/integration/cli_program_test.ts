@@ -1,6 +1,7 @@
 /** The program as a process: streams, statuses and a terminal; everything that needs no VM. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
 import fs from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
@@ -87,6 +88,17 @@ test("a reader that goes away ends the program quietly", async () => {
   const line = `{ ${commandLine(["completions", "zsh"])}; echo "status $?" >&2; } | exec 0<&-`;
   assert.equal(shell(line).stderr, "status 141\n");
 });
+
+test(
+  "output that a full disk does not take is a failure that says so",
+  { skip: existsSync("/dev/full") ? false : "no /dev/full here" },
+  () => {
+    for (const args of [["completions", "zsh"], ["doctor", "--json"]]) {
+      const line = `${commandLine(args)} > /dev/full; echo "status $?" >&2`;
+      assert.equal(shell(line, WITHOUT_IMAGES).stderr, "sbx: Cannot write to standard output: no space left on device\nstatus 125\n");
+    }
+  },
+);
 
 test("an interrupt while a source is awaited ends with the signal's status", {
   skip: hasProgram("mkfifo") ? false : "mkfifo is not installed",
