@@ -2,8 +2,8 @@
 import { VmCapacityError } from "../base/errors.ts";
 import type { Budget } from "./budget.ts";
 
-/** How long a VM waits for room before the caller is told. */
-export const ADMISSION_TIMEOUT_MS = 120_000;
+/** How long a VM waits for room while nobody is admitted, before the caller is told. Longer than any execution may take. */
+export const ADMISSION_TIMEOUT_MS = 330_000;
 const WAITING_MAX = 10_000;
 
 interface Waiter {
@@ -16,6 +16,7 @@ export class Gate {
   readonly #budget: Budget;
   readonly #waiters: Waiter[] = [];
   #used: { memoryMiB: number; cpus: number } = { memoryMiB: 0, cpus: 0 };
+  #admittedAt = 0;
 
   /** `budget` is never exceeded. */
   constructor(budget: Budget) {
@@ -24,7 +25,7 @@ export class Gate {
 
   /**
    * Waits for room; disposing the grant gives it back. Throws `VmCapacityError` when `need` can never fit, when too many wait already or
-   * after `timeoutMs`; rejects with the signal's reason.
+   * when nobody was admitted for `timeoutMs`: a queue that moves is no lack of capacity; rejects with the signal's reason.
    */
   async acquire(
     need: Budget,
@@ -62,6 +63,7 @@ export class Gate {
   #admitNext(): void {
     for (let head = this.#waiters[0]; head && this.#fits(head.need); head = this.#waiters[0]) {
       this.#waiters.shift();
+      this.#admittedAt = performance.now();
       this.#take(head.need);
       head.admit();
     }
@@ -80,7 +82,13 @@ export class Gate {
         this.#admitNext();
       };
       const onAbort = () => leave(options.signal?.reason);
-      const timer = setTimeout(() => leave(this.#timeoutError(need, timeoutMs)), timeoutMs);
+      const queuedAt = performance.now();
+      const onTime = () => {
+        const leftMs = Math.max(queuedAt, this.#admittedAt) + timeoutMs - performance.now();
+        if (leftMs <= 0) return leave(this.#timeoutError(need, timeoutMs));
+        timer = setTimeout(onTime, leftMs + 1);
+      };
+      let timer = setTimeout(onTime, timeoutMs + 1);
       const settle = () => {
         clearTimeout(timer);
         options.signal?.removeEventListener("abort", onAbort);

@@ -17,7 +17,7 @@ export interface RunRequest {
   readonly code: string;
   /** What runs it. */
   readonly language: Language;
-  /** Whole seconds the code may run, 1-300; default: the scheduler's. Starting the VM has its own deadline. */
+  /** Seconds the code may run, 1-300; default: the scheduler's. Starting the VM has its own deadline. */
   readonly timeoutSeconds?: number;
   /** MB (2^20 bytes), at least 128; default: the scheduler's. */
   readonly memoryMb?: number;

@@ -12,6 +12,9 @@ import { commandLineFor, type Hypervisor } from "./hypervisor.ts";
 const TEMPLATE_VERSION = 2;
 /** The directory is this user's alone; behind its confinement QEMU is another user and reads the files through bind mounts. */
 const SAVED_MODE = 0o444, BAKING_MODE = 0o666;
+/** Disk that the templates of one directory may take: some 40 of the usual size. */
+const TEMPLATES_MAX_BYTES = 4 * 2 ** 30;
+const TEMPLATE_NAME = /^(python|javascript|raw)-\d+-[0-9a-f]{32}$/;
 const RAM = "ram", STATE = "state", CONSOLE_LOG = "console.log", META = "meta.json";
 
 /** What decides a template's content. */
@@ -67,10 +70,12 @@ export function templateIdentity(
 /** Templates of one directory, shared by all processes of the user. */
 export class TemplateStore {
   readonly #root: string;
+  readonly #maxBytes: number;
 
-  /** `root` is created when the first template is saved. */
-  constructor(root: string) {
+  /** `root` is created when the first template is saved; at most `maxBytes` of disk are kept in it. */
+  constructor(root: string, maxBytes: number = TEMPLATES_MAX_BYTES) {
     this.#root = root;
+    this.#maxBytes = maxBytes;
   }
 
   /** The template, or undefined when there is none or what is there is not whole. */
@@ -80,7 +85,10 @@ export class TemplateStore {
       const meta = await readMeta(place.directory);
       const [ram, state] = await Promise.all([fs.stat(place.ramFile), fs.stat(place.stateFile)]);
       const isWhole = meta.key === identity.key && ram.size === meta.ramBytes && state.size === meta.stateBytes;
-      return isWhole ? { ...place, bakeId: meta.bakeId } : undefined;
+      if (!isWhole) return undefined;
+      const now = new Date();
+      void fs.utimes(path.join(place.directory, META), now, now).catch(() => {}); // A store that cannot be written is never pruned either.
+      return { ...place, bakeId: meta.bakeId };
     } catch {
       return undefined; // Missing, half deleted or unreadable: made anew.
     }
@@ -121,6 +129,7 @@ export class TemplateStore {
     const place = this.#at(identity);
     await fs.rm(place.directory, { recursive: true, force: true }); // Only something broken can be there: `find` refused it.
     await staged.publish(place.directory);
+    await this.#prune();
     return { ...place, bakeId: meta.bakeId };
   }
 
@@ -131,11 +140,30 @@ export class TemplateStore {
     await fs.rm(template.directory, { recursive: true, force: true });
   }
 
+  /** Removes the templates that were not used for longest until the rest is within the bound. Running clones keep their files. */
+  async #prune(): Promise<void> {
+    const names = (await fs.readdir(this.#root)).filter((name) => TEMPLATE_NAME.test(name));
+    const found = await Promise.all(names.map((name) => measureTemplate(path.join(this.#root, name))));
+    let keptBytes = 0;
+    for (const [index, { directory, byteCount }] of found.sort((a, b) => b.usedAtMs - a.usedAtMs).entries()) {
+      keptBytes += byteCount;
+      // The newest is the one just made: it stays, whatever its size.
+      if (index > 0 && keptBytes > this.#maxBytes) await fs.rm(directory, { recursive: true, force: true });
+    }
+  }
+
   #at(identity: TemplateIdentity): Omit<Template, "bakeId"> {
     const directory = path.join(this.#root, `${identity.language}-${identity.memoryMiB}-${identity.key.slice(0, 32)}`);
     const { language, memoryMiB, key } = identity;
     return { language, memoryMiB, key, directory, ramFile: path.join(directory, RAM), stateFile: path.join(directory, STATE) };
   }
+}
+
+/** What a template takes, blocks that were never written not counted, and when it was last used; one without meta.json goes first. */
+async function measureTemplate(directory: string): Promise<{ directory: string; byteCount: number; usedAtMs: number }> {
+  const stat = (name: string) => fs.stat(path.join(directory, name)).catch(() => undefined); // Being removed by somebody else.
+  const [ram, state, meta] = await Promise.all([stat(RAM), stat(STATE), stat(META)]);
+  return { directory, byteCount: ((ram?.blocks ?? 0) + (state?.blocks ?? 0)) * 512, usedAtMs: meta?.mtimeMs ?? 0 };
 }
 
 async function readMeta(directory: string): Promise<z.infer<typeof metaSchema>> {

@@ -125,6 +125,18 @@ test("Gate: who waits too long is told what is in use, and those behind move up"
   holder[Symbol.dispose]();
 });
 
+test("Gate: a queue that moves is no lack of capacity, however long it takes as a whole", async () => {
+  const gate = new Gate({ memoryMiB: 100, cpus: 1 });
+  let holder = await gate.acquire(need(100));
+  const waiting = Array.from({ length: 6 }, () => gate.acquire(need(100), { timeoutMs: 400 }));
+  for (const next of waiting) {
+    await sleep(100);
+    holder[Symbol.dispose]();
+    holder = await settled(next, "the next in the queue");
+  }
+  holder[Symbol.dispose]();
+});
+
 test("Gate: a wait that ended well leaves no timer that could end it again", async () => {
   const gate = new Gate(BUDGET);
   const holder = await gate.acquire(need(1000));

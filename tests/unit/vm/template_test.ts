@@ -1,6 +1,17 @@
 /** Templates: what is whole is found, what is not is made anew; one process bakes, the others wait; failures leave nothing. */
 import assert from "node:assert/strict";
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import path from "node:path";
 import test, { type TestContext } from "node:test";
 import type { Hypervisor } from "../../../src/vm/hypervisor.ts";
@@ -47,6 +58,28 @@ test("TemplateStore: a saved template is for this user alone and read-only", asy
   for (const name of readdirSync(template.directory)) {
     assert.equal(statSync(path.join(template.directory, name)).mode & 0o222, 0, name);
   }
+});
+
+test("TemplateStore removes what was not used for longest when there is too much, and nothing else", async (t) => {
+  const root = path.join(temporaryDirectory(t), "snapshots"), store = new TemplateStore(root, 20_000);
+  const [old, used, fresh] = ["c", "d", "e"].map((digit) => ({ ...IDENTITY, key: digit.repeat(64) }));
+  assert.ok(old && used && fresh);
+  const first = await store.findOrBake(old, bake), second = await store.findOrBake(used, bake);
+  for (const [template, seconds] of [[first, 2000], [second, 1000]] as const) {
+    utimesSync(path.join(template.directory, "meta.json"), seconds, seconds);
+  }
+  writeFileSync(path.join(root, "somebody-else"), "x".repeat(100_000));
+  await store.find(old);
+  await eventually("the use is noted", () => statSync(path.join(first.directory, "meta.json")).mtimeMs > 1e9);
+  await store.findOrBake(fresh, bake);
+  assert.deepEqual([await store.find(used), existsSync(second.directory)], [undefined, false]);
+  assert.ok(await store.find(old) && await store.find(fresh) && existsSync(path.join(root, "somebody-else")));
+});
+
+test("TemplateStore keeps the template it has just made, however large", async (t) => {
+  const store = new TemplateStore(path.join(temporaryDirectory(t), "snapshots"), 1);
+  await store.findOrBake(IDENTITY, bake);
+  assert.ok(await store.find(IDENTITY));
 });
 
 test("TemplateStore gives the bake a memory file of the whole size that takes no room", async (t) => {
