@@ -155,11 +155,7 @@ async function buildCrate(shop: Workshop, context: StageContext, directory: stri
   // Kept between builds: a changed line then costs seconds.
   const targetDir = path.join(shop.buildDir, "cargo", directory);
   context.step("compiling");
-  const home = process.env["CARGO_HOME"] ?? path.join(process.env["HOME"] ?? "/", ".cargo");
-  // Paths of the build stay out of the program; cargo adds these flags to those of the crate's own configuration.
-  const flags = [[shop.root, "."], [home, "cargo"]].map(([from, to]) => `--remap-path-prefix=${from}=${to}`);
-  const config = `target.${target}.rustflags=${JSON.stringify(flags)}`;
-  await context.exec([cargo, "build", "--release", "--locked", "--target", target, "--config", config], {
+  await context.exec([cargo, "build", "--release", "--locked", "--target", target], {
     cwd: path.join(shop.root, directory),
     env: { CARGO_TARGET_DIR: targetDir, CARGO_TERM_PROGRESS_WHEN: "never" },
     onLine(line) {
