@@ -5,6 +5,7 @@ use serde_json::{json, Value};
 
 /// The codes of `tests/fixtures/error_codes.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)]
 pub enum Code {
     BadRequest,
     Busy,
@@ -13,6 +14,16 @@ pub enum Code {
     ReplFailed,
     /// The agent itself failed at something that others need not.
     Internal,
+    NotFound,
+    IsDirectory,
+    NotDirectory,
+    NotAFile,
+    Permission,
+    Exists,
+    NotEmpty,
+    NoSpace,
+    TooLarge,
+    Changed,
 }
 
 impl Code {
@@ -24,6 +35,16 @@ impl Code {
             Code::UnknownMethod => "unknown_method",
             Code::ReplFailed => "repl_failed",
             Code::Internal => "internal",
+            Code::NotFound => "not_found",
+            Code::IsDirectory => "is_directory",
+            Code::NotDirectory => "not_directory",
+            Code::NotAFile => "not_a_file",
+            Code::Permission => "permission",
+            Code::Exists => "exists",
+            Code::NotEmpty => "not_empty",
+            Code::NoSpace => "no_space",
+            Code::TooLarge => "too_large",
+            Code::Changed => "changed",
         }
     }
 }
@@ -122,8 +143,10 @@ mod tests {
     fn codes_are_those_of_the_fixture() {
         let rows: Value = serde_json::from_str(include_str!("../../tests/fixtures/error_codes.json")).expect("JSON");
         let fixture: Vec<_> = rows.as_array().expect("list").iter().map(|row| row["code"].as_str().expect("text")).collect();
-        let ours = [Code::BadRequest, Code::Busy, Code::Limit, Code::UnknownMethod, Code::ReplFailed, Code::Internal];
-        assert_eq!(fixture, ours.map(Code::as_str));
+        let requests = [Code::BadRequest, Code::Busy, Code::Limit, Code::UnknownMethod, Code::ReplFailed, Code::Internal];
+        let kinds = [Code::NotFound, Code::IsDirectory, Code::NotDirectory, Code::NotAFile, Code::Permission, Code::Exists];
+        let states = [Code::NotEmpty, Code::NoSpace, Code::TooLarge, Code::Changed];
+        assert_eq!(fixture, [&requests[..], &kinds, &states].concat().iter().map(|code| code.as_str()).collect::<Vec<_>>());
     }
 
     #[test]
