@@ -29,6 +29,8 @@ export interface OpenOptions {
   readonly onLog: (line: string) => void;
   /** Log everything, whatever `EXEC_SANDBOX_LOG_LEVEL` says. */
   readonly isDebug: boolean;
+  /** Log no warnings, unless `EXEC_SANDBOX_LOG_LEVEL` asks for them. */
+  readonly isQuiet: boolean;
 }
 
 /** What commands need of a scheduler. */

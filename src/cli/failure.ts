@@ -96,6 +96,7 @@ export interface Report {
 
 /** Writes `sbx: LABEL: MESSAGE` and the hint, a line each. */
 export function writeReport(stderr: Output, { message, hint, label }: Report): void {
+  stderr.startLine(); // A program's last line need not be whole.
   const prefix = stderr.hasColor ? "\x1b[1;31msbx:\x1b[0m" : "sbx:";
   stderr.write(`${prefix} ${label === undefined ? "" : `${oneLine(label)}: `}${oneLine(message)}\n`);
   if (hint) stderr.write(`${oneLine(hint)}\n`);

@@ -4,8 +4,8 @@ import process from "node:process";
 import { isatty } from "node:tty";
 import type { BakeProgress } from "../run/bake.ts";
 import type { CliContext, OpenOptions, ProgressEvent } from "./context.ts";
-import type { InputStream } from "./output.ts";
-import { OutputQueue, ProcessOutput } from "./process_output.ts";
+import { type InputStream, Line } from "./output.ts";
+import { areOutputsOne, OutputQueue, ProcessOutput } from "./process_output.ts";
 
 const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
   waiting: "waiting for another process that makes it",
@@ -18,12 +18,12 @@ const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
 /** The context of a real process. `onBroken` is called with the system's code when standard output takes no more. */
 export function hostContext(options: { readonly signal: AbortSignal; readonly onBroken: (code: string) => void }): CliContext {
   const { env } = process;
-  const queue = new OutputQueue();
+  const queue = new OutputQueue(), line = new Line();
   return {
     stdin: processInput(),
-    stdout: new ProcessOutput(queue, { descriptor: 1, env, onBroken: options.onBroken }),
+    stdout: new ProcessOutput(queue, { descriptor: 1, env, onBroken: options.onBroken, line }),
     // Nobody reads our complaints: no reason to end what runs.
-    stderr: new ProcessOutput(queue, { descriptor: 2, env, onBroken: () => {} }),
+    stderr: new ProcessOutput(queue, { descriptor: 2, env, onBroken: () => {}, line: areOutputsOne() ? line : new Line() }),
     env,
     signal: options.signal,
     openScheduler,
@@ -32,13 +32,15 @@ export function hostContext(options: { readonly signal: AbortSignal; readonly on
   };
 }
 
-async function openScheduler({ onProgress, onLog, isDebug }: OpenOptions) {
+async function openScheduler({ onProgress, onLog, isDebug, isQuiet }: OpenOptions) {
   const [{ Scheduler }, { resolveConfig }, { lineLogger }] = await Promise.all([
     import("../run/scheduler.ts"),
     import("../config/config.ts"),
     import("../base/log.ts"),
   ]);
-  const log = lineLogger(isDebug ? "debug" : resolveConfig().logLevel, onLog);
+  const isLevelGiven = Boolean(process.env["EXEC_SANDBOX_LOG_LEVEL"]);
+  const level = isDebug ? "debug" : isQuiet && !isLevelGiven ? "error" : resolveConfig().logLevel;
+  const log = lineLogger(level, onLog);
   return await Scheduler.open({}, { log, onProgress: (progress) => onProgress(bakeEvent(progress)) });
 }
 

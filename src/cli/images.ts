@@ -74,7 +74,7 @@ async function buildImages(context: CliContext, input: Input): Promise<number> {
     },
     signal: context.signal,
   });
-  await bakeAhead(context, await installed.open(), progress);
+  await bakeAhead(context, await installed.open(), { progress, isQuiet: input.has("quiet") });
   progress.clear();
   if (!input.has("quiet")) context.stderr.write(`The images are ready in ${imagesDir}; building took ${seconds} s.\n`);
   return EXIT.ok;

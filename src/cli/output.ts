@@ -9,8 +9,22 @@ export interface Output {
   readonly hasColor: boolean;
   /** Writes at once or in order later; never throws. */
   write(text: string): void;
+  /** Begins a new line unless what was written last ended one: here, or on the other output where both lead to the same place. */
+  startLine(): void;
   /** Resolves when everything written so far has left the process or never will. */
   flush(): Promise<void>;
+}
+
+/** Where the next character comes to stand, as far as we know: only in what we wrote. */
+export class Line {
+  /** Nothing stands before the next character. */
+  isEmpty = true;
+
+  /** Takes in what is written. */
+  take(text: string): void {
+    // The second is how a line of progress is taken away.
+    if (text !== "") this.isEmpty = text.endsWith("\n") || text.endsWith("\r\x1b[K");
+  }
 }
 
 /** Standard input. */

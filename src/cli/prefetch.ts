@@ -31,6 +31,8 @@ async function execute(context: CliContext, input: Input): Promise<number> {
   const images = await context.openImages(arch);
   await images.fetch({ onProgress: progress.update, signal: context.signal });
   // A template is a running machine of this host's own kind.
-  if (arch === undefined || arch === readPlatform().arch) await bakeAhead(context, await images.open(), progress);
+  if (arch === undefined || arch === readPlatform().arch) {
+    await bakeAhead(context, await images.open(), { progress, isQuiet: input.has("quiet") });
+  }
   return EXIT.ok;
 }

@@ -4,7 +4,7 @@ import { fstatSync, write } from "node:fs";
 import type { Socket } from "node:net";
 import { isatty } from "node:tty";
 import process from "node:process";
-import type { Output } from "./output.ts";
+import { Line, type Output } from "./output.ts";
 
 const COLUMNS_WITHOUT_TERMINAL = 80;
 /** A pipe that somebody made non-blocking is full; it is tried again after this time. */
@@ -61,6 +61,7 @@ export class ProcessOutput implements Output {
   readonly #queue: OutputQueue;
   readonly #descriptor: 1 | 2;
   readonly #onBroken: (code: string) => void;
+  readonly #line: Line;
   #isBroken = false;
 
   /** `onBroken` is called once, with the system's code, when nothing can be written any more: the reader has gone, or the disk is full. */
@@ -70,11 +71,14 @@ export class ProcessOutput implements Output {
       readonly descriptor: 1 | 2;
       readonly env: Readonly<Record<string, string | undefined>>;
       readonly onBroken: (code: string) => void;
+      /** Shared by outputs that lead to the same place. */
+      readonly line?: Line;
     },
   ) {
     this.#queue = queue;
     this.#descriptor = options.descriptor;
     this.#onBroken = options.onBroken;
+    this.#line = options.line ?? new Line();
     this.isTty = isatty(options.descriptor) && options.env["TERM"] !== "dumb";
     this.hasColor = this.isTty && !options.env["NO_COLOR"];
   }
@@ -86,6 +90,7 @@ export class ProcessOutput implements Output {
 
   write(text: string): void {
     if (text === "" || this.#isBroken) return;
+    this.#line.take(text);
     void this.#queue.push(this.#descriptor, text).then((code) => {
       if (code === undefined || this.#isBroken) return;
       this.#isBroken = true;
@@ -93,8 +98,23 @@ export class ProcessOutput implements Output {
     });
   }
 
+  startLine(): void {
+    if (!this.#line.isEmpty) this.write("\n");
+  }
+
   flush(): Promise<void> {
     return this.#queue.flush();
+  }
+}
+
+/** Do standard output and standard error lead to one terminal, one pipe or one file? */
+export function areOutputsOne(): boolean {
+  if (isatty(1) && isatty(2)) return true;
+  try {
+    const [out, error] = [fstatSync(1), fstatSync(2)];
+    return out.dev === error.dev && out.ino === error.ino;
+  } catch {
+    return false; // One of them is closed.
   }
 }
 

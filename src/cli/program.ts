@@ -11,13 +11,32 @@ import { VERSION } from "../config/version.ts";
 /** Runs the command that `args` ask for; every failure is reported, and told by the exit status returned. */
 export async function runProgram(args: readonly string[], context: CliContext): Promise<number> {
   const [first, ...rest] = args;
-  if (first === "help") return await runProgram([...rest.slice(0, 2), "--help"], context);
+  if (first === "help") return await helpOn(rest, context);
   if (first === undefined || first === "-h" || first === "--help") return await showHelp(first === undefined, context);
   const name = Object.hasOwn(COMMANDS, first) ? first : DEFAULT_COMMAND;
   const load = COMMANDS[name];
   assert(load !== undefined, `command ${name} is missing`);
   const command = await load();
   return await runCommand(command, name === first ? rest : args, context);
+}
+
+/** `sbx help COMMAND…`: the same as `sbx COMMAND… --help`, but never of the default command. */
+async function helpOn(words: readonly string[], context: CliContext): Promise<number> {
+  const [first] = words;
+  if (first === undefined || first === "-h" || first === "--help") return await showHelp(false, context);
+  let known = await loadCommands();
+  for (const [index, word] of words.entries()) {
+    const command = known.find((each) => each.name === word);
+    if (command === undefined) {
+      const names = known.map((each) => each.name).join(", ");
+      const wanted = index === 0 ? `the commands are ${names}` : `${words[index - 1]} has ${names || "no commands"}`;
+      const message = `Cannot help with ${JSON.stringify(words.join(" "))}: ${wanted}`;
+      reportError(context.stderr, new UsageError(message, { hint: "See sbx --help." }));
+      return EXIT.usage;
+    }
+    known = command.commands ?? [];
+  }
+  return await runProgram([...words, "--help"], context);
 }
 
 async function runCommand(root: Command, args: readonly string[], context: CliContext): Promise<number> {

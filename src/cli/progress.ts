@@ -38,7 +38,7 @@ export class Progress implements Disposable {
     this.#tasks.set(event.task, task);
     if (event.isDone) this.#finish(event.task, task);
     else if (this.#output.isTty) this.#draw();
-    else if (isNews) this.#output.write(`${event.task}: ${task.message || "started"}\n`);
+    else if (isNews) this.#say(`${event.task}: ${task.message || "started"}`);
   };
 
   /** Takes the line away so that other output can be written; the next step draws it again. */
@@ -57,11 +57,16 @@ export class Progress implements Disposable {
   #finish(name: string, task: Task): void {
     this.#tasks.delete(name);
     this.clear();
-    this.#output.write(`${name}: ${task.message || "done"} (${this.#elapsed(task)})\n`);
+    this.#say(`${name}: ${task.message || "done"} (${this.#elapsed(task)})`);
     if (this.#tasks.size === 0) {
       clearInterval(this.#timer);
       this.#timer = undefined;
     }
+  }
+
+  #say(line: string): void {
+    this.#output.startLine();
+    this.#output.write(`${line}\n`);
   }
 
   #draw(): void {
@@ -75,6 +80,7 @@ export class Progress implements Disposable {
     });
     // One column stays free: a full line would wrap on some terminals, and could then not be taken back.
     const line = parts.join(" · ").slice(0, Math.max(this.#output.columns - 1, 10));
+    if (!this.#isLineShown) this.#output.startLine(); // What a program wrote stays.
     this.#output.write(`\r${line}\x1b[K`);
     this.#isLineShown = true;
   }

@@ -117,10 +117,12 @@ async function execute(context: CliContext, input: Input): Promise<number> {
   using progress = new Progress(context.stderr, { isQuiet: options.isQuiet });
   const onLog = (line: string) => {
     progress.clear();
+    context.stderr.startLine();
     context.stderr.write(`${printable(line)}\n`);
   };
-  const log = options.isDebug ? lineLogger("debug", onLog) : silentLogger();
-  await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug: options.isDebug });
+  const { isDebug, isQuiet } = options;
+  const log = isDebug ? lineLogger("debug", onLog) : silentLogger();
+  await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug, isQuiet });
   const [only] = sources;
   return only !== undefined && sources.length === 1
     ? await runOne(only, { context, scheduler, options, progress, log })
@@ -168,6 +170,7 @@ async function runSeveral(sources: readonly Source[], job: Job): Promise<number>
     if (options.isJson) continue;
     progress.clear();
     if (stderr.isTty && !options.isQuiet) {
+      stderr.startLine();
       stderr.write(`${header(`${index + 1}/${sources.length} ${printable(source.label)}`, stderr.hasColor)}\n`);
     }
     const result = "result" in outcome ? outcome.result : partialResult(outcome.error);

@@ -1,5 +1,6 @@
 /** `sbx run` as a process with real VMs: streams, statuses, signals, a terminal. */
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
 import fs from "node:fs/promises";
 import path from "node:path";
 import test, { type TestContext } from "node:test";
@@ -135,6 +136,26 @@ testVm("output past the cap is 125, with all that fitted", async () => {
   assert.match(stderr, /^sbx: .*1000000 bytes/);
 });
 
+testVm("a message begins on a fresh line where the output of the code leads to the same place", async () => {
+  const args = ["run", "-q", "print('x' * 3_000_000)"];
+  const { stdout, stderr } = shell(`${commandLine(args)} 2>&1`, ENV);
+  assert.deepEqual([stdout.slice(999_998, 1_000_006), stderr], ["xx\nsbx: ", ""]);
+  const several = await run(["run", "-q", "-l", "sh", "printf out; printf err >&2; while :; do :; done", "exit 3", "-t", "1"]);
+  assert.deepEqual([several.code, several.stdout], [124, "out"]);
+  assert.match(several.stderr, /^err\nsbx: printf out; .*: The code ran out of time and was ended\n/);
+});
+
+test(
+  "output of a run that a full disk does not take is a failure that says so",
+  { skip: skip || (existsSync("/dev/full") ? false : "no /dev/full here"), timeout: TIMEOUT_MS },
+  () => {
+    for (const args of [["run", "-q", "print(1)"], ["run", "-q", "--json", "print(1)"], ["images", "list"], ["images", "list", "--json"]]) {
+      const { stderr } = shell(`${commandLine(args)} > /dev/full; echo "status $?" >&2`, ENV);
+      assert.equal(stderr, "sbx: Cannot write to standard output: no space left on device\nstatus 125\n", args.join(" "));
+    }
+  },
+);
+
 testVm("code of white space alone is a usage error", async () => {
   for (const source of ["", " \n"]) assert.equal((await run(["run", "-q", source])).code, 2);
   const { code, stdout } = await run(["run", "-q", "--json", ""]);
@@ -201,7 +222,8 @@ test(
 );
 
 test("-q bakes without a word", { skip, timeout: TIMEOUT_MS }, async (t) => {
-  const env = { EXEC_SANDBOX_CACHE_DIR: temporaryDirectory(t) };
+  // A fresh cache: accelerators are judged anew, which ends in a warning where there is none.
+  const env = { EXEC_SANDBOX_CACHE_DIR: temporaryDirectory(t), EXEC_SANDBOX_LOG_LEVEL: "" };
   const { code, stdout, stderr } = await run(["run", "-q", "-l", "sh", "echo baked"], { env });
   assert.deepEqual([code, stdout, stderr], [0, "baked\n", ""]);
 });

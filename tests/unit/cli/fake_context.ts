@@ -2,7 +2,7 @@
 import { Buffer } from "node:buffer";
 import type { CliContext, CliImages, CliScheduler, OpenOptions } from "../../../src/cli/context.ts";
 import type { Check } from "../../../src/cli/doctor_report.ts";
-import type { Output } from "../../../src/cli/output.ts";
+import { Line, type Output } from "../../../src/cli/output.ts";
 import { runProgram } from "../../../src/cli/program.ts";
 import type { RunRequest } from "../../../src/run/request.ts";
 import type { ExecutionResult } from "../../../src/run/result.ts";
@@ -13,15 +13,23 @@ export class FakeOutput implements Output {
   readonly columns: number;
   readonly hasColor: boolean;
   text = "";
+  readonly #line: Line;
 
-  constructor(options: { readonly isTty?: boolean; readonly hasColor?: boolean; readonly columns?: number } = {}) {
+  /** Outputs with the same `line` lead to the same place. */
+  constructor(options: { readonly isTty?: boolean; readonly hasColor?: boolean; readonly columns?: number; readonly line?: Line } = {}) {
     this.isTty = options.isTty ?? false;
     this.hasColor = options.hasColor ?? false;
     this.columns = options.columns ?? 80;
+    this.#line = options.line ?? new Line();
   }
 
   write(text: string): void {
     this.text += text;
+    this.#line.take(text);
+  }
+
+  startLine(): void {
+    if (!this.#line.isEmpty) this.write("\n");
   }
 
   flush(): Promise<void> {

@@ -51,6 +51,23 @@ test("the help of the program names every command with its summary", async () =>
   }
 });
 
+test("help on what is no command is a usage error that names the commands", async () => {
+  const names = (await loadCommands()).map((command) => command.name).join(", ");
+  const wrong: Array<[string[], string]> = [
+    [["nothing"], `the commands are ${names}`],
+    [["print(1)"], `the commands are ${names}`],
+    [["--json"], `the commands are ${names}`],
+    [["__proto__"], `the commands are ${names}`],
+    [["images", "nothing"], "images has build, list, verify, remove"],
+    [["run", "build"], "run has no commands"],
+  ];
+  for (const [words, wanted] of wrong) {
+    const { code, stdout, stderr, opened } = await sbx(["help", ...words]);
+    assert.deepEqual([code, stdout, opened], [2, "", 0]);
+    assert.equal(stderr, `sbx: Cannot help with ${JSON.stringify(words.join(" "))}: ${wanted}\nSee sbx --help.\n`);
+  }
+});
+
 test("nothing at all is a usage error, answered with the help on standard error", async () => {
   const { code, stdout, stderr } = await sbx([]);
   assert.deepEqual([code, stdout], [2, ""]);

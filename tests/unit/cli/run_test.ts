@@ -12,6 +12,7 @@ import {
   VmTimeoutError,
 } from "../../../src/base/errors.ts";
 import { InterruptedError } from "../../../src/cli/failure.ts";
+import { Line } from "../../../src/cli/output.ts";
 import type { RunRequest } from "../../../src/run/request.ts";
 import { FakeOutput, resultOf, sbx } from "./fake_context.ts";
 
@@ -162,6 +163,60 @@ test("several sources run at once and are printed whole, in their order", async 
   assert.equal(code, 3);
 });
 
+test("a message of ours begins on a fresh line, and outputs are not touched for it", async () => {
+  const limit = () => new OutputLimitError("too much", { result: resultOf({ stdout: "out", stderr: "err", exitCode: -1 }) });
+  const line = new Line();
+  const shared = { stdout: new FakeOutput({ line }), stderr: new FakeOutput({ line }) };
+  const stream = (request: RunRequest, end: () => Error) => {
+    request.onStdout?.("out");
+    return Promise.reject(end());
+  };
+  // On one terminal the output of the program stands in the way, in a pipe of its own it does not.
+  const together = await sbx(["run", "1"], { ...shared, run: (request) => stream(request, limit) });
+  assert.deepEqual([together.stdout, together.stderr], ["out", "\nsbx: too much\n"]);
+  const apart = await sbx(["run", "1"], { run: (request) => stream(request, limit) });
+  assert.deepEqual([apart.stdout, apart.stderr], ["out", "sbx: too much\n"]);
+  const several = await sbx(["run", "1", "2"], { run: () => Promise.reject(limit()) });
+  assert.deepEqual([several.stdout, several.stderr], ["outout", "err\nsbx: 1: too much\nerr\nsbx: 2: too much\n"]);
+  const whole = await sbx(["run", "1"], {
+    run: (request) => {
+      request.onStderr?.("whole\n");
+      return Promise.reject(new CommunicationError("gone"));
+    },
+  });
+  assert.equal(whole.stderr, "whole\nsbx: gone\n");
+  const json = await sbx(["run", "--json", "1", "2"], { run: () => Promise.reject(limit()) });
+  assert.deepEqual([json.stderr, JSON.parse(json.stdout).length], ["", 2]);
+});
+
+test("headers and progress begin on fresh lines of the terminal", async () => {
+  const line = new Line();
+  const stdout = new FakeOutput({ line }), stderr = new FakeOutput({ isTty: true, line });
+  await sbx(["run", "a", "b"], { stdout, stderr, run: () => Promise.resolve(resultOf({ stdout: "x" })) });
+  assert.deepEqual([stdout.text, stderr.text], ["xx", "── 1/2 a\n\n── 2/2 b\n"]);
+  const log = await sbx(["run", "a"], {
+    run: (request, { onLog, onProgress }) => {
+      request.onStderr?.("partial");
+      onLog("sbx warning: hm");
+      request.onStderr?.("partial");
+      onProgress({ task: "template", message: "booting" });
+      return Promise.resolve(resultOf());
+    },
+  });
+  assert.equal(log.stderr, "partial\nsbx warning: hm\npartial\ntemplate: booting\n");
+});
+
+test("-q reaches the log", async () => {
+  for (const [args, isQuiet] of [[["run", "1"], false], [["run", "-q", "1"], true]] as const) {
+    await sbx(args, {
+      run: (_, options) => {
+        assert.equal(options.isQuiet, isQuiet);
+        return Promise.resolve(resultOf());
+      },
+    });
+  }
+});
+
 test("headers tell sources apart on a terminal only", async () => {
   const run = byCode({ a: () => resultOf({ stderr: "" }) });
   assert.match((await sbx(["run", "a", "b"], { run, stderr: new FakeOutput({ isTty: true }) })).stderr, /── 1\/2 a\n── 2\/2 b\n/);
@@ -300,9 +355,10 @@ test("--debug passes the boot log on without what a terminal would act on", asyn
       return Promise.resolve(resultOf());
     },
   });
-  const [started, kernel, rest] = stderr.split("\n");
+  const [started, kernel, title, finished] = stderr.split("\n");
   assert.deepEqual([started, kernel], ["sbx debug: started", "[0.1] kernel"]);
-  assert.match(rest ?? "", /^\uFFFD\]0;title\uFFFDsbx debug: run finished index=0 start=template exitCode=0 setupMs=3 /);
+  assert.equal(title, "\uFFFD]0;title\uFFFD");
+  assert.match(finished ?? "", /^sbx debug: run finished index=0 start=template exitCode=0 setupMs=3 /);
   const { requests } = await sbx(["run", "1"]);
   assert.equal(requests[0]?.onBootLog, undefined);
 });
