@@ -11,7 +11,7 @@ const ENV_PREFIX = "EXEC_SANDBOX_";
 
 const integer = (min: number, max: number) =>
   bounded(z.number({ error: "must be a whole number" }).int({ error: "must be a whole number" }), min, max);
-const ratio = (min: number, max: number) => bounded(z.number({ error: "must be a number" }), min, max);
+const number = (min: number, max: number) => bounded(z.number({ error: "must be a number" }), min, max);
 const flag = z.boolean({ error: "must be true or false" });
 const anyText = z.string({ error: "must be a text" });
 const text = anyText.min(1, { error: "must not be empty" });
@@ -23,7 +23,7 @@ function bounded(number: z.ZodNumber, min: number, max: number): z.ZodNumber {
 const schema = z.strictObject({
   warmPoolSize: integer(0, 1024).default(0),
   defaultMemoryMb: integer(MEMORY_MIN_MIB, Number.MAX_SAFE_INTEGER).default(256),
-  defaultTimeoutSeconds: integer(TIMEOUT_MIN_SECONDS, TIMEOUT_MAX_SECONDS).default(30),
+  defaultTimeoutSeconds: number(TIMEOUT_MIN_SECONDS, TIMEOUT_MAX_SECONDS).default(30),
   sessionIdleTimeoutSeconds: integer(10, 3600).default(300),
   imagesDir: text.optional(),
   snapshotCacheDir: text.optional(),
@@ -32,10 +32,10 @@ const schema = z.strictObject({
   s3Prefix: anyText.default("snapshots/"),
   s3Endpoint: text.optional(),
   maxConcurrentS3Uploads: integer(1, 16).default(4),
-  memoryOvercommitRatio: ratio(0.1, 100).default(1.5),
-  cpuOvercommitRatio: ratio(0.1, 1000).default(4),
-  hostMemoryReserveRatio: ratio(0, 0.95).default(0.1),
-  resourceMonitorIntervalSeconds: ratio(1, 60).default(5),
+  memoryOvercommitRatio: number(0.1, 100).default(1.5),
+  cpuOvercommitRatio: number(0.1, 1000).default(4),
+  hostMemoryReserveRatio: number(0, 0.95).default(0.1),
+  resourceMonitorIntervalSeconds: number(1, 60).default(5),
   enablePackageValidation: flag.default(true),
   autoDownloadAssets: flag.default(true),
 });
@@ -46,7 +46,7 @@ export interface SchedulerConfig {
   readonly warmPoolSize?: number | undefined;
   /** Memory of a VM in MB (2^20 bytes), at least 128. Default 256. */
   readonly defaultMemoryMb?: number | undefined;
-  /** Seconds the code may run, 1-300. Default 30. */
+  /** Seconds the code may run, 1-300, fractions too. Default 30. */
   readonly defaultTimeoutSeconds?: number | undefined;
   /** Seconds until an idle session closes, 10-3600. Default 300. */
   readonly sessionIdleTimeoutSeconds?: number | undefined;

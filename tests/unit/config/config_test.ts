@@ -55,7 +55,7 @@ const OTHERS: Readonly<Record<Field, number | string | boolean>> = {
 const BOUNDS: ReadonlyArray<readonly [Field, number, number | undefined, "whole" | "any"]> = [
   ["warmPoolSize", 0, 1024, "whole"],
   ["defaultMemoryMb", 128, undefined, "whole"],
-  ["defaultTimeoutSeconds", 1, 300, "whole"],
+  ["defaultTimeoutSeconds", 1, 300, "any"],
   ["sessionIdleTimeoutSeconds", 10, 3600, "whole"],
   ["maxConcurrentS3Uploads", 1, 16, "whole"],
   ["memoryOvercommitRatio", 0.1, 100, "any"],
@@ -147,6 +147,10 @@ for (const [field, low, high, kind] of BOUNDS) {
     refuses(field, 1e300, /must be/);
     refuses(field, NaN, /number.*, got NaN$/);
     refuses(field, Infinity, /must be.*, got Infinity$/);
+    if (kind === "any") {
+      assert.equal(resolveAny({ [field]: low + 0.25 })[field], low + 0.25);
+      assert.equal(resolveAny({}, { [ENV_NAMES[field]]: String(low + 0.25) })[field], low + 0.25);
+    }
     if (kind === "whole") refuses(field, low + 1.5, new RegExp(`whole number.*, got ${low + 1.5}$`));
     refuses(field, "", /must be a (whole )?number, got ""$/);
   });
