@@ -84,6 +84,14 @@ export class Scheduler implements AsyncDisposable {
     });
   }
 
+  /**
+   * Resolves when the warm pool is full. No VM is kept ready yet, so that is at once. Rejects with the signal's reason when aborted, and with
+   * `SessionClosedError` when the scheduler is closed.
+   */
+  ready(options: { readonly signal?: AbortSignal } = {}): Promise<void> {
+    return this.#track(async () => options.signal?.throwIfAborted());
+  }
+
   /** Aborts what runs, kills every VM and waits until all are dead. May be called twice. */
   close(): Promise<void> {
     this.#closed ??= (async () => {

@@ -37,6 +37,24 @@ const run = (language: Language, code: string, more: Partial<RunRequest> = {}): 
 const python = (code: string, more?: Partial<RunRequest>) => run("python", code, more);
 const raw = (code: string, more?: Partial<RunRequest>) => run("raw", code, more);
 
+test("ready: at once without a warm pool, refused when aborted or closed", async () => {
+  const scheduler = await Scheduler.open({ warmPoolSize: 0 }, { log });
+  assert.equal(await scheduler.ready(), undefined);
+  assert.equal(await scheduler.ready({ signal: new AbortController().signal }), undefined);
+  assert.deepEqual(descendants(), [], "nothing was started for it");
+  const reason = new Error("enough");
+  await assert.rejects(scheduler.ready({ signal: AbortSignal.abort(reason) }), reason);
+  await scheduler.close();
+  await assert.rejects(scheduler.ready(), SessionClosedError);
+});
+
+test("the default time-out may have a fraction", async () => {
+  await using scheduler = await Scheduler.open({ defaultTimeoutSeconds: 1.25 }, { log });
+  const result = await scheduler.run({ language: "raw", code: "sleep 60" });
+  assert.deepEqual([result.timedOut, result.exitCode], [true, -1]);
+  assert.ok(result.executionTimeMs >= 1250, String(result.executionTimeMs));
+});
+
 test("a result has the promised fields and no others, and its times are whole and add up", async () => {
   const began = performance.now();
   const result = await raw("echo hi");
