@@ -1,7 +1,8 @@
 /** Bake: boots a machine once, warms it up and saves it as a template. */
 import path from "node:path";
-import { GuestAgentError, messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
+import { CommunicationError, GuestAgentError, messageOf, OutcomeUnknownError, SandboxError, SnapshotError } from "../base/errors.ts";
 import { abortable, settlesWithin } from "../base/async.ts";
+import { describeExit, type ExitStatus } from "../host/process.ts";
 import type { Hypervisor } from "../vm/hypervisor.ts";
 import { launch } from "../vm/launch.ts";
 import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
@@ -74,15 +75,36 @@ async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: Bak
   try {
     return await fill(vm, identity, run);
   } catch (cause) {
-    if (run.signal?.aborted || !await isEndedByFullDisk(vm)) throw cause;
-    const place = path.dirname(path.dirname(run.ramFile));
-    throw new SnapshotError(`Cannot save a template for ${identity.language}: no space is left in ${place}`, { cause });
+    if (run.signal?.aborted) throw cause;
+    const isBooted = await vm.ready.then(() => true, () => false);
+    throw explain(cause, { identity, run, isBooted, end: await endOf(vm) });
   }
 }
 
-/** The machine's memory is a mapped file with holes: a write for which the disk has no room ends QEMU with this signal. */
-async function isEndedByFullDisk(vm: Vm): Promise<boolean> {
-  return await settlesWithin(vm.child.exited, DEATH_TIMEOUT_MS) && (await vm.child.exited).signal === "SIGBUS";
+/** How the machine ended, if it did. */
+async function endOf(vm: Vm): Promise<ExitStatus | undefined> {
+  return await settlesWithin(vm.child.exited, DEATH_TIMEOUT_MS) ? await vm.child.exited : undefined;
+}
+
+interface FailedBake {
+  readonly identity: TemplateIdentity;
+  readonly run: BakeRun;
+  readonly isBooted: boolean;
+  readonly end: ExitStatus | undefined;
+}
+
+/** What a failed bake means to somebody who wanted to run code. */
+function explain(cause: unknown, { identity: { language }, run, isBooted, end }: FailedBake): unknown {
+  // The machine's memory is a mapped file with holes: a write for which the disk has no room ends QEMU with this signal.
+  if (end?.signal === "SIGBUS") {
+    const place = path.dirname(path.dirname(run.ramFile));
+    return new SnapshotError(`Cannot save a template for ${language}: no space is left in ${place}`, { cause });
+  }
+  if (!isBooted || !(cause instanceof OutcomeUnknownError || cause instanceof CommunicationError)) return cause;
+  // Only our own code ran: whoever waits for the template may try again.
+  return new CommunicationError(`Cannot make a template for ${language}: ${end ? `QEMU ${describeExit(end)}` : messageOf(cause)}`, {
+    cause,
+  });
 }
 
 /** Boots, warms up and saves; returns the boot log. */
