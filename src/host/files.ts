@@ -8,6 +8,8 @@ import { delay } from "../base/async.ts";
 
 const LOCK_POLL_MS = 50;
 const TEMPORARY_PREFIX = ".tmp-";
+/** How names of locks begin that `sweepLocks` may find. */
+export const LOCK_PREFIX = ".lock-";
 
 /** SHA-256 of a file in lower-case hex; reads it in pieces, whatever its size. */
 export async function sha256File(file: string, signal?: AbortSignal): Promise<string> {
@@ -85,6 +87,12 @@ export async function sweepTemporaries(parent: string): Promise<void> {
       await fs.rm(path.join(parent, name), { recursive: true, force: true });
     }
   }
+}
+
+/** Removes the lock files in `parent` whose holders are dead, so that they do not stay where nobody ever wants that lock again. */
+export async function sweepLocks(parent: string): Promise<void> {
+  const names = await fs.readdir(parent).catch(() => []); // No such directory: nothing to sweep.
+  for (const name of names.filter((candidate) => candidate.startsWith(LOCK_PREFIX))) await breakIfDead(path.join(parent, name));
 }
 
 /** Identifies a process beyond the reuse of its number. */

@@ -158,6 +158,7 @@ export class Supply implements AsyncDisposable {
     const { log } = this.#hooks;
     const journal = this.#owned.use("journal", await Journal.open(root, log));
     void reap(root, log).catch((error) => log.warning("leftovers could not be looked for", { reason: messageOf(error) }));
+    void this.#templates.sweep().catch((error) => log.debug("old templates could not be swept", { reason: messageOf(error) }));
     const hypervisor = await findHypervisor({
       config: this.#config,
       platform: this.platform,

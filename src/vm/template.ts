@@ -5,7 +5,7 @@ import fs from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
 import { PROTOCOL_VERSION } from "../base/limits.ts";
-import { FileLock, StagedDirectory, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
+import { FileLock, LOCK_PREFIX, StagedDirectory, sweepLocks, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
 import { commandLineFor, type Hypervisor } from "./hypervisor.ts";
 
 /** Raised when what is in a template changes without any of its other inputs doing so. */
@@ -110,7 +110,7 @@ export class TemplateStore {
   ): Promise<Template> {
     const found = await this.find(identity);
     if (found) return found;
-    await using _lock = await FileLock.acquire(path.join(this.#root, `.lock-${identity.key.slice(0, 32)}`), options);
+    await using _lock = await FileLock.acquire(path.join(this.#root, `${LOCK_PREFIX}${identity.key.slice(0, 32)}`), options);
     const meanwhile = await this.find(identity);
     if (meanwhile) return meanwhile;
     await sweepTemporaries(this.#root);
@@ -131,6 +131,12 @@ export class TemplateStore {
     await staged.publish(place.directory);
     await this.#prune();
     return { ...place, bakeId: meta.bakeId };
+  }
+
+  /** Removes what processes left that died while they made a template. */
+  async sweep(): Promise<void> {
+    await sweepTemporaries(this.#root);
+    await sweepLocks(this.#root);
   }
 
   /** Removes a template that did not start, unless somebody replaced it. */

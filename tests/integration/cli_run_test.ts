@@ -1,6 +1,6 @@
 /** `sbx run` as a process with real VMs: streams, statuses, signals, a terminal. */
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import fs from "node:fs/promises";
 import path from "node:path";
 import test, { type TestContext } from "node:test";
@@ -22,6 +22,25 @@ const testVm = (name: string, body: (t: TestContext) => Promise<void>) => test(n
 /** Everything below process `pid`. */
 function descendantsOf(pid: number): number[] {
   return childrenOf(pid).flatMap((child) => [child, ...descendantsOf(child)]);
+}
+
+function isQemu(pid: number): boolean {
+  return statOf(pid).name.startsWith("qemu");
+}
+
+/** CPU time that the processes have taken so far. */
+function cpuSecondsOf(pids: readonly number[]): number {
+  return pids.reduce((sum, pid) => sum + statOf(pid).cpuSeconds, 0);
+}
+
+function statOf(pid: number): { readonly name: string; readonly cpuSeconds: number } {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    const end = stat.lastIndexOf(")"), fields = stat.slice(end + 2).split(" ");
+    return { name: stat.slice(stat.indexOf("(") + 1, end), cpuSeconds: (Number(fields[11]) + Number(fields[12])) / 100 };
+  } catch {
+    return { name: "", cpuSeconds: 0 }; // Ended while we looked.
+  }
 }
 
 async function endWithinASecond(pids: readonly number[]): Promise<void> {
@@ -190,6 +209,37 @@ testVm("an interrupt ends everything, and no QEMU is left", async () => {
     assert.deepEqual([code, stderr], [status, `sbx: Interrupted by ${signal}\n`]);
     await endWithinASecond(below);
   }
+});
+
+testVm("an interrupt of --json prints an error object, and no QEMU is left", async () => {
+  const endless = "while True: pass";
+  for (const [signal, status] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+    for (const moment of ["starting", "running"] as const) {
+      const running = start(["run", "-q", "--json", endless], { env: ENV });
+      await eventually("there is a QEMU", () => descendantsOf(running.pid).some(isQemu));
+      const below = descendantsOf(running.pid);
+      // A clone is up within a fraction of this; what takes the time is the code.
+      if (moment === "running") await eventually("the code runs", () => cpuSecondsOf(below) > 1);
+      running.kill(signal);
+      const { code, stdout, stderr } = await running.ended;
+      assert.deepEqual([code, stderr], [status, `sbx: Interrupted by ${signal}\n`]);
+      const { error } = JSON.parse(stdout);
+      assert.deepEqual(error, {
+        code: "SBX_INTERRUPTED",
+        type: "InterruptedError",
+        message: `Interrupted by ${signal}`,
+        hint: null,
+        retry: "unknown",
+      });
+      await endWithinASecond(below);
+    }
+  }
+  const several = start(["run", "-q", "--json", endless, endless], { env: ENV });
+  await eventually("there are two QEMUs", () => descendantsOf(several.pid).filter(isQemu).length === 2);
+  several.kill("SIGINT");
+  const { code, stdout } = await several.ended;
+  const entries: Array<{ index: number; error: { code: string } }> = JSON.parse(stdout);
+  assert.deepEqual([code, entries.map(({ index, error }) => [index, error.code])], [130, [[0, "SBX_INTERRUPTED"], [1, "SBX_INTERRUPTED"]]]);
 });
 
 testVm("no QEMU survives sbx, even when that is killed", async () => {

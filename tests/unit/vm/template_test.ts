@@ -241,6 +241,22 @@ test("TemplateStore: a baker that is killed leaves temporaries only, and the nex
   assert.deepEqual(readdirSync(root), [path.basename(template.directory)]);
 });
 
+test("TemplateStore.sweep removes what a killed baker left, its lock too, and nothing of a living one", async (t) => {
+  const root = temporaryDirectory(t), store = new TemplateStore(root);
+  await store.sweep();
+  const template = await store.findOrBake({ ...IDENTITY, key: "b".repeat(64) }, bake);
+  const killed = startScript(t, "bake.ts", [root, KEY, "wait"]);
+  await killed.said("baking");
+  const before = readdirSync(root).sort();
+  assert.equal(before.length, 3, before.join());
+  await Promise.all([store.sweep(), store.sweep()]);
+  assert.deepEqual(readdirSync(root).sort(), before);
+  killed.raw.kill("SIGKILL");
+  await killed.ended;
+  await Promise.all([store.sweep(), store.sweep()]);
+  assert.deepEqual(readdirSync(root), [path.basename(template.directory)]);
+});
+
 test("TemplateStore: what a killed baker left is no template", async (t) => {
   const root = temporaryDirectory(t);
   const killed = startScript(t, "bake.ts", [root, KEY, "wait"]);
