@@ -22,8 +22,8 @@ import vm from "node:vm";
 import { drainMicrotasks, setRandomSeed } from "bun:jsc";
 
 const CONTROL = 1000;
-const MAGIC = 0x31584253;
-const HEADER_BYTES = 20;
+const MAGIC = 0x32584253;
+const HEADER_BYTES = 24;
 const NO_VALUE = 0xffffffff;
 const VALUE_LIMIT_BYTES = 65_536;
 const SOURCES_LIMIT = 500;
@@ -596,11 +596,11 @@ function reply(execution) {
   listen();
   if (!outputsIntact(execution.unit?.source)) leave(code);
   const size = execution.value === null ? NO_VALUE : execution.value.length;
-  const bytes = new Bytes(12 + (execution.value?.length ?? 0));
+  const bytes = new Bytes(16 + (execution.value?.length ?? 0));
   writeWord(bytes, 0, execution.id);
-  writeWord(bytes, 4, code);
-  writeWord(bytes, 8, size);
-  if (execution.value !== null) copyInto(bytes, execution.value, 12);
+  writeWord(bytes, 8, code);
+  writeWord(bytes, 12, size);
+  if (execution.value !== null) copyInto(bytes, execution.value, 16);
   running = null;
   try {
     writeAll(CONTROL, bytes);
@@ -673,8 +673,8 @@ let received = new Bytes(0);
 
 function takeRequest() {
   if (running !== null || received.length < HEADER_BYTES) return;
-  const id = readWord(received, 4), seedBytes = readWord(received, 8);
-  const envBytes = readWord(received, 12), codeBytes = readWord(received, 16);
+  const id = readWord(received, 4), seedBytes = readWord(received, 12);
+  const envBytes = readWord(received, 16), codeBytes = readWord(received, 20);
   if (readWord(received, 0) !== MAGIC || (seedBytes !== 0 && seedBytes !== 32)) leave(70);
   const seedAt = HEADER_BYTES, envAt = seedAt + seedBytes, codeAt = envAt + envBytes, end = codeAt + codeBytes;
   if (received.length < end) return;

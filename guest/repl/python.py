@@ -29,8 +29,8 @@ from sys import getprofile, gettrace, modules, setprofile, settrace
 # stay what they are, whatever it does to the modules they come from.
 __builtins__ = dict(vars(builtins))
 
-MAGIC = 0x31584253
-HEADER_BYTES = 20
+MAGIC = 0x32584253
+HEADER_BYTES = 24
 REQUEST_BYTES = 4096  # A longer request takes more than one read.
 ATTEMPTS_LIMIT = 100
 NO_VALUE = 0xFFFFFFFF
@@ -356,7 +356,7 @@ class Repl:
         self.request = bytearray(REQUEST_BYTES)
         self.view = memoryview(self.request)
         self.header = self.view[:HEADER_BYTES].cast("I")
-        self.reply = bytearray(12)
+        self.reply = bytearray(16)
         self.reply_words = memoryview(self.reply).cast("I")
         # Not default_int_handler itself: asyncio.run() would replace that one by a handler that cannot stop a busy loop.
         self.on_interrupt = partial(default_int_handler)
@@ -373,7 +373,7 @@ class Repl:
             size = self.receive(view)
             while size < HEADER_BYTES:
                 size += self.receive(view[size:])
-            magic, request, seed_bytes, env_bytes, code_bytes = self.header
+            magic, request, flags, seed_bytes, env_bytes, code_bytes = self.header
             if magic != MAGIC or seed_bytes not in (0, 32):
                 _exit(70)
             env_at = HEADER_BYTES + seed_bytes
@@ -390,8 +390,8 @@ class Repl:
             code, value = self.execute(seed, block, source)
             words = self.reply_words
             words[0] = request
-            words[1] = code
-            words[2] = NO_VALUE if value is None else len(value)
+            words[2] = code
+            words[3] = NO_VALUE if value is None else len(value)
             self.send(self.reply if value is None else self.reply + value)
             source = value = None
             self.streams.put_back_descriptors()

@@ -7,9 +7,10 @@
 # are the same but for it.
 #
 # Requests. bash can neither read NUL bytes nor set close-on-exec, so no descriptor of ours stays open: each request is a line of
-# 32 characters read from the FIFO `request`: 16 the id as \xNN\xNN\xNN\xNN, then `s` for a #! script or `-`, `e` with environment
-# or `-`, `t` when the code may set a trap or `-`, 12 the seed in decimal or blank, newline. The code lies in the file `code`, calls of __sbx_env in the file `env`. Replies
-# are those of the other languages (u32 id, i32 exit code, u32 0xffffffff), written to the FIFO `reply`; "R" once at the start.
+# 34 characters read from the FIFO `request`: 16 the id as \xNN\xNN\xNN\xNN, then `s` for a #! script or `-`, `e` with environment
+# or `-`, `t` when the code may set a trap or `-`, `i` with stdin or `-`, `c` complete, `q` is it complete or `-`, 12 the seed in decimal or blank,
+# newline. The code lies in the file `code`, calls of __sbx_env in the file `env`. Replies
+# are those of the other languages (u32 id, u32 0, i32 exit code, u32 0xffffffff), written to the FIFO `reply`; "R" once at the start.
 #
 # Leaving. `exit`, `set -e`, `set -u`, a failed `${x:?}` and SIGINT all end a bash, and nothing can catch them but the EXIT trap. It
 # replies, writes variables, functions, options, aliases and traps to a file and executes a fresh bash in the same process, which
@@ -44,11 +45,11 @@ __sbx_next() {
     __sbx_finish "${__sbx_final:-$status}"
   fi
   local line=
-  until builtin read -r -N 32 line <"$__sbx_dir/request"; do :; done
+  until builtin read -r -N 34 line <"$__sbx_dir/request"; do :; done
   __sbx_id=${line:0:16}
   # Sticky: a function may set the trap later. Asking bash costs a temporary file.
   [[ ${line:18:1} == - ]] || __sbx_traps=maybe
-  [[ ${line:19:1} == ' ' ]] || RANDOM=${line:19:12}
+  [[ ${line:21:1} == ' ' ]] || RANDOM=${line:21:12}
   [[ ${line:17:1} == - ]] || builtin source "$__sbx_dir/env"
   if [[ ${line:16:1} == s ]]; then
     __sbx_code=$__sbx_dir/code
@@ -67,7 +68,7 @@ __sbx_finish() {
   __sbx_final=
   local code
   builtin printf -v code '\\x%02x' "$1"
-  builtin printf "$__sbx_id$code\\0\\0\\0\\xff\\xff\\xff\\xff" >|"$__sbx_dir/reply"
+  builtin printf "$__sbx_id\\0\\0\\0\\0$code\\0\\0\\0\\xff\\xff\\xff\\xff" >|"$__sbx_dir/reply"
   __sbx_id=
 }
 

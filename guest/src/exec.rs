@@ -6,7 +6,8 @@ use crate::limits;
 use crate::memory::Watch;
 
 /// Room in front of the body for the header and the seed of the REPL protocol, so that a request leaves in one write.
-pub const PREFIX_BYTES: usize = 20 + 32;
+pub const PREFIX_BYTES: usize = HEADER_BYTES + 32;
+const HEADER_BYTES: usize = 24;
 /// A body buffer that has grown beyond this is given back after its execution.
 const KEPT_BODY_BYTES: usize = 65_536;
 
@@ -18,6 +19,19 @@ pub struct Request {
     pub timeout_ms: u64,
     /// Of stdout and stderr.
     pub output_limits: [u64; 2],
+    /// What the REPL is told about this execution.
+    pub flags: u32,
+}
+
+/// Flags of the REPL protocol.
+pub mod flags {
+    /// Nothing runs after it: the code ends as a program does.
+    pub const FINAL: u32 = 1;
+    /// Descriptor 0 is the FIFO.
+    pub const STDIN: u32 = 2;
+    /// The code is not run: somebody is typing it.
+    pub const COMPLETE: u32 = 4;
+    pub const IS_COMPLETE: u32 = 8;
 }
 
 impl Request {
@@ -39,12 +53,21 @@ impl Request {
         limits::at_most("timeoutMs", timeout_ms, limits::TIMEOUT_MAX_MS, "milliseconds")?;
         limits::at_most("stdoutLimit", output_limits[0], limits::STDOUT_BYTES, "bytes")?;
         limits::at_most("stderrLimit", output_limits[1], limits::STDERR_BYTES, "bytes")?;
-        match &json["stdin"] {
-            Value::Bool(false) | Value::Null => {}
-            Value::Bool(true) => return Err(Refusal::bad_request("Cannot execute: stdin is not supported")),
-            other => return Err(Refusal::bad_request(format!("Cannot execute: stdin must be true or false, got {other}"))),
-        }
-        Ok(Request { env_bytes: env_bytes as usize, code_bytes: code_bytes as usize, timeout_ms, output_limits })
+        let flag = |name: &'static str, flag: u32| match &json[name] {
+            Value::Bool(true) => Ok(flag),
+            Value::Bool(false) | Value::Null => Ok(0),
+            other => Err(Refusal::bad_request(format!("Cannot execute: {name} must be true or false, got {other}"))),
+        };
+        let assist = match &json["assist"] {
+            Value::Null => 0,
+            Value::String(what) if what == "complete" => flags::COMPLETE,
+            Value::String(what) if what == "is_complete" => flags::IS_COMPLETE,
+            other => {
+                return Err(Refusal::bad_request(format!("Cannot execute: assist must be complete, is_complete or null, got {other}")))
+            }
+        };
+        let flags = flag("stdin", flags::STDIN)? | flag("final", flags::FINAL)? | assist;
+        Ok(Request { env_bytes: env_bytes as usize, code_bytes: code_bytes as usize, timeout_ms, output_limits, flags })
     }
 }
 
@@ -54,6 +77,7 @@ pub struct Body {
     bytes: Vec<u8>,
     env_bytes: usize,
     total: usize,
+    flags: u32,
 }
 
 impl Body {
@@ -62,15 +86,25 @@ impl Body {
         self.bytes.resize(PREFIX_BYTES, 0);
         self.env_bytes = request.env_bytes;
         self.total = PREFIX_BYTES + request.env_bytes + request.code_bytes;
+        self.flags = request.flags;
     }
 
-    /// Fails when more comes than was announced.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
-        if bytes.len() > self.total - self.bytes.len() {
+    /// Takes what belongs to the body and returns the rest, which is stdin. Fails when more comes than was announced and there is none.
+    pub fn append<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Refusal> {
+        let (ours, rest) = bytes.split_at(bytes.len().min(self.total - self.bytes.len()));
+        if !rest.is_empty() && !self.has_stdin() {
             return Err(Refusal::bad_request("Cannot execute: the body is longer than announced"));
         }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
+        self.bytes.extend_from_slice(ours);
+        Ok(rest)
+    }
+
+    pub fn has_stdin(&self) -> bool {
+        self.flags & flags::STDIN != 0
+    }
+
+    pub fn flags(&self) -> u32 {
+        self.flags
     }
 
     pub fn is_complete(&self) -> bool {
@@ -97,10 +131,10 @@ impl Body {
 
     /// The request in the binary REPL protocol.
     pub fn request(&mut self, id: u32, seed: Option<&[u8; 32]>) -> &[u8] {
-        const MAGIC: u32 = 0x3158_4253;
+        const MAGIC: u32 = 0x3258_4253;
         let seed_bytes = seed.map_or(0, |seed| seed.len());
-        let start = PREFIX_BYTES - 20 - seed_bytes;
-        let header = [MAGIC, id, seed_bytes as u32, self.env_bytes as u32, self.code().len() as u32];
+        let start = PREFIX_BYTES - HEADER_BYTES - seed_bytes;
+        let header = [MAGIC, id, self.flags, seed_bytes as u32, self.env_bytes as u32, self.code().len() as u32];
         for (at, field) in header.iter().enumerate() {
             self.bytes[start + 4 * at..start + 4 * at + 4].copy_from_slice(&field.to_le_bytes());
         }
@@ -146,6 +180,9 @@ pub struct Execution {
     pub outcome: Outcome,
     /// Bytes of stdout and stderr that may still be sent.
     pub output_left: [u64; 2],
+    /// The host may still send stdin.
+    pub has_stdin: bool,
+    pub is_stdin_ended: bool,
 }
 
 /// What RESULT says.
@@ -173,6 +210,8 @@ impl Execution {
             watch_at_us: None,
             outcome: Outcome { exit_code: -1, is_timed_out: false, execution_us: 0, is_reset: false, output_limit: None, value: None },
             output_left: request.output_limits,
+            has_stdin: request.flags & flags::STDIN != 0,
+            is_stdin_ended: false,
         }
     }
 

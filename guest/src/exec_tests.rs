@@ -41,10 +41,12 @@ fn parameters_of_the_wrong_type_or_missing_are_refused() {
             assert!(Request::parse(&json).is_err(), "{name} {bad}");
         }
     }
-    for bad in [json!(true), json!(1), json!("no")] {
-        let mut json = open();
-        json["stdin"] = bad;
-        assert_eq!(Request::parse(&json).expect_err("stdin").code, Code::BadRequest);
+    for name in ["stdin", "final", "assist"] {
+        for bad in [json!(1), json!("no"), json!([])] {
+            let mut json = open();
+            json[name] = bad;
+            assert_eq!(Request::parse(&json).expect_err(name).code, Code::BadRequest);
+        }
     }
     assert!(Request::parse(&json!([])).is_err());
 }
@@ -72,9 +74,9 @@ fn a_byte_order_mark_is_dropped_once_and_only_from_the_code() {
 #[test]
 fn the_request_is_contiguous_with_and_without_a_seed() {
     let mut body = body_of("A=1\0", b"pass");
-    let numbers = |fields: [u32; 5]| fields.iter().flat_map(|field| field.to_le_bytes()).collect::<Vec<_>>();
-    assert_eq!(body.request(7, None), [numbers([0x3158_4253, 7, 0, 4, 4]), b"A=1\0pass".to_vec()].concat());
-    assert_eq!(body.request(8, Some(&[9; 32])), [numbers([0x3158_4253, 8, 32, 4, 4]), vec![9; 32], b"A=1\0pass".to_vec()].concat());
+    let numbers = |fields: [u32; 6]| fields.iter().flat_map(|field| field.to_le_bytes()).collect::<Vec<_>>();
+    assert_eq!(body.request(7, None), [numbers([0x3258_4253, 7, 0, 0, 4, 4]), b"A=1\0pass".to_vec()].concat());
+    assert_eq!(body.request(8, Some(&[9; 32])), [numbers([0x3258_4253, 8, 0, 32, 4, 4]), vec![9; 32], b"A=1\0pass".to_vec()].concat());
 }
 
 #[test]

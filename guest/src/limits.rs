@@ -14,6 +14,9 @@ pub const STDOUT_BYTES: u64 = 1_000_000;
 pub const STDERR_BYTES: u64 = 100_000;
 /// A longer value of a trailing expression is cut.
 pub const VALUE_BYTES: usize = 32_768;
+/// One item of display data, and all of one execution.
+pub const DISPLAY_ITEM_BYTES: usize = 8 << 20;
+pub const DISPLAY_BYTES: usize = 16 << 20;
 /// Output of background processes that is kept until the next execution, for each of stdout and stderr.
 pub const BACKGROUND_OUTPUT_BYTES: usize = 65_536;
 
@@ -148,6 +151,7 @@ mod tests {
             "protocolVersion": PROTOCOL_VERSION, "frameHeaderBytes": wire::HEADER_BYTES, "framePayloadBytes": wire::PAYLOAD_BYTES,
             "initialCreditBytes": INITIAL_CREDIT_BYTES, "maxCreditBytes": MAX_CREDIT_BYTES, "openStreams": OPEN_STREAMS,
             "codeBytes": CODE_BYTES, "stdoutBytes": STDOUT_BYTES, "stderrBytes": STDERR_BYTES, "valueBytes": VALUE_BYTES,
+            "displayItemBytes": DISPLAY_ITEM_BYTES, "displayBytes": DISPLAY_BYTES,
             "backgroundOutputBytes": BACKGROUND_OUTPUT_BYTES, "envVars": ENV_VARS, "envNameBytes": ENV_NAME_BYTES,
             "envValueBytes": ENV_VALUE_BYTES, "envRefusedNames": ENV_REFUSED_NAMES, "envRefusedPrefixes": ENV_REFUSED_PREFIXES,
             "timeoutMaxMs": TIMEOUT_MAX_MS, "cancelGraceMs": CANCEL_GRACE_MS, "killGraceMs": KILL_GRACE_MS,

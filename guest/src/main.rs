@@ -19,6 +19,7 @@ mod repl;
 mod requests;
 mod server;
 mod shell;
+mod stdin;
 mod sys;
 mod wire;
 

@@ -20,6 +20,8 @@ pub struct Outputs {
     pub look_at_us: u64,
     /// From background processes between executions; the oldest bytes go first.
     held: [VecDeque<u8>; 2],
+    /// Display data that the host has not taken yet, at most one read of the REPL's socket.
+    pub displays: VecDeque<u8>,
     scratch: Vec<u8>,
     lines: u32,
 }
@@ -141,6 +143,25 @@ impl Server {
         bytes
     }
 
+    /// Moves display data to the host; true when all of it has left. What nobody waits for is dropped.
+    pub(crate) fn forward_displays(&mut self) -> bool {
+        let Some(execution) = &self.execution else {
+            self.outputs.displays.clear();
+            return true;
+        };
+        while !self.outputs.displays.is_empty() && self.channel.backlog() < BACKLOG_BYTES {
+            let (bytes, _) = self.outputs.displays.as_slices();
+            let most = bytes.len().min(self.mux.sendable(execution.stream)).min(PAYLOAD_BYTES);
+            if most == 0 {
+                break;
+            }
+            self.channel.put(execution.stream, Kind::Data, data::DISPLAY, &bytes[..most]);
+            self.mux.sent(execution.stream, most);
+            self.outputs.displays.drain(..most);
+        }
+        self.outputs.displays.is_empty()
+    }
+
     /// Sends what is left of an execution that is over, as far as the host takes it, and then its RESULT.
     pub(crate) fn drain(&mut self, now_us: u64) -> Result<(), Fatal> {
         let Some(Phase::Draining(mut pending)) = self.execution.as_ref().map(|execution| execution.phase) else { return Ok(()) };
@@ -155,7 +176,7 @@ impl Server {
                 pending[which] = if bytes == 0 { 0 } else { pending[which] - bytes };
             }
         }
-        if pending == [0, 0] {
+        if pending == [0, 0] && self.forward_displays() {
             return self.finish(now_us);
         }
         if let Some(execution) = &mut self.execution {

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::error::{Action, Fatal};
 use crate::exec::Body;
-use crate::limits::{REPL_START_MS, VALUE_BYTES};
+use crate::limits::{DISPLAY_BYTES, DISPLAY_ITEM_BYTES, REPL_START_MS, VALUE_BYTES};
 use crate::shell;
 use crate::sys::{self, Confinement};
 
@@ -20,7 +20,7 @@ pub const LANGUAGES: [&str; 3] = ["python", "javascript", "raw"];
 
 /// Where the scripts lie in the guest.
 pub const DIRECTORY: &str = "/run/sbx";
-const REPLY_BYTES: usize = 12;
+const MESSAGE_BYTES: usize = 16;
 const NO_VALUE: u32 = u32::MAX;
 /// A longer value is a violation; one beyond VALUE_BYTES is cut.
 const VALUE_MAX_BYTES: usize = 1 << 20;
@@ -67,9 +67,21 @@ pub enum State {
 #[derive(Debug, PartialEq)]
 pub enum Reply {
     Ready,
-    Done { exit_code: i32, value: Option<String> },
+    /// It has opened the FIFO.
+    HasStdin,
+    /// Part of the display data, lengths included, as it goes to the host.
+    Display(Vec<u8>),
+    Done {
+        exit_code: i32,
+        value: Option<String>,
+    },
     Violation(&'static str),
 }
+
+/// Kinds of the REPL's messages.
+const DONE: u32 = 0;
+const DISPLAY: u32 = 1;
+const HAS_STDIN: u32 = 2;
 
 pub struct Repl {
     program: Program,
@@ -84,6 +96,9 @@ pub struct Repl {
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     sent: usize,
+    /// What is still to come of an item of display data, and how much this execution may still show.
+    display_left: usize,
+    display_room: usize,
 }
 
 impl Repl {
@@ -91,7 +106,21 @@ impl Repl {
         let (wires, pid) = launch(&program, confinement.as_ref(), cgroup.as_ref())?;
         let state = State::Starting { deadline_us: now_us + REPL_START_MS * 1_000 };
         let (inbox, outbox) = (Vec::with_capacity(256), Vec::new());
-        Ok(Repl { program, confinement, cgroup, wires, state, pid: Some(pid), status: 0, id: 0, inbox, outbox, sent: 0 })
+        Ok(Repl {
+            program,
+            confinement,
+            cgroup,
+            wires,
+            state,
+            pid: Some(pid),
+            status: 0,
+            id: 0,
+            inbox,
+            outbox,
+            sent: 0,
+            display_left: 0,
+            display_room: 0,
+        })
     }
 
     /// Starts a new process in place of one that is gone.
@@ -110,6 +139,8 @@ impl Repl {
     pub fn execute(&mut self, id: u32, seed: Option<&[u8; 32]>, body: &mut Body) -> Result<(), Errno> {
         self.id = id;
         self.state = State::Busy;
+        self.display_left = 0;
+        self.display_room = DISPLAY_BYTES;
         if self.program.is_shell {
             let line = shell::request(DIRECTORY, id, seed, body)?;
             self.outbox.extend_from_slice(&line);
@@ -139,9 +170,9 @@ impl Repl {
         Ok(())
     }
 
-    /// Reads what the REPL says, one message at most.
+    /// Reads what the REPL says; `next_reply` has it then.
     pub fn receive(&mut self) -> Option<Reply> {
-        let room = if self.inbox.is_empty() { 64 } else { 65_536 };
+        let room = if self.inbox.is_empty() && self.display_left == 0 { 64 } else { 65_536 };
         self.inbox.reserve(room);
         match rustix::io::read(&self.wires.replies, rustix::buffer::spare_capacity(&mut self.inbox)) {
             Ok(0) => Some(Reply::Violation("it closed its control channel")),
@@ -151,24 +182,55 @@ impl Repl {
         }
     }
 
-    fn next_reply(&mut self) -> Option<Reply> {
+    /// The next message in what was read, if it is complete.
+    pub fn next_reply(&mut self) -> Option<Reply> {
         match self.state {
+            _ if self.inbox.is_empty() => None,
             State::Starting { .. } if self.inbox == b"R" => {
                 self.inbox.clear();
                 self.state = State::Ready;
                 Some(Reply::Ready)
             }
-            State::Busy => match parse_reply(&self.inbox, self.id)? {
-                Reply::Violation(what) => Some(Reply::Violation(what)),
-                reply => {
-                    self.inbox.clear();
-                    self.inbox.shrink_to(256);
-                    self.state = State::Ready;
-                    Some(reply)
-                }
-            },
+            State::Busy if self.display_left > 0 => Some(self.take_display(Vec::new())),
+            State::Busy => self.next_message(),
             _ => Some(Reply::Violation("it spoke out of turn")),
         }
+    }
+
+    fn next_message(&mut self) -> Option<Reply> {
+        let message = match parse_message(&self.inbox, self.id)? {
+            Ok(message) => message,
+            Err(what) => return Some(Reply::Violation(what)),
+        };
+        match message {
+            Message::Display(bytes) => {
+                if bytes > self.display_room {
+                    return Some(Reply::Violation("it showed more than is allowed"));
+                }
+                self.display_room -= bytes;
+                self.display_left = bytes;
+                self.inbox.drain(..MESSAGE_BYTES);
+                Some(self.take_display((bytes as u32).to_le_bytes().to_vec()))
+            }
+            Message::HasStdin => {
+                self.inbox.drain(..MESSAGE_BYTES);
+                Some(Reply::HasStdin)
+            }
+            Message::Done { exit_code, value } => {
+                self.inbox.clear();
+                self.inbox.shrink_to(256);
+                self.state = State::Ready;
+                Some(Reply::Done { exit_code, value })
+            }
+        }
+    }
+
+    /// Appends what is there of an item of display data to `chunk`.
+    fn take_display(&mut self, mut chunk: Vec<u8>) -> Reply {
+        let bytes = self.inbox.len().min(self.display_left);
+        self.display_left -= bytes;
+        chunk.extend(self.inbox.drain(..bytes));
+        Reply::Display(chunk)
     }
 
     /// SIGINT as a terminal would send it: to the session's process group.
@@ -246,30 +308,48 @@ impl Repl {
     }
 }
 
-/// A reply once it is complete.
-fn parse_reply(bytes: &[u8], id: u32) -> Option<Reply> {
+/// What one message says.
+#[derive(Debug, PartialEq)]
+enum Message {
+    HasStdin,
+    /// So many bytes follow.
+    Display(usize),
+    Done {
+        exit_code: i32,
+        value: Option<String>,
+    },
+}
+
+/// A message, a reply only once it is complete.
+fn parse_message(bytes: &[u8], id: u32) -> Option<Result<Message, &'static str>> {
     let field = |at: usize| bytes.get(at..at + 4).map(|field| u32::from_le_bytes([field[0], field[1], field[2], field[3]]));
     if field(0)? != id {
-        return Some(Reply::Violation("it replied to another execution"));
+        return Some(Err("it replied to another execution"));
     }
-    let exit_code = field(4)? as i32;
-    let value_bytes = field(8)?;
-    if !(0..=255).contains(&exit_code) {
-        return Some(Reply::Violation("it replied with an impossible exit code"));
+    let (kind, exit_code, size) = (field(4)?, field(8)? as i32, field(12)?);
+    let rest = &bytes[MESSAGE_BYTES..];
+    match kind {
+        DISPLAY if exit_code == 0 && (1..=DISPLAY_ITEM_BYTES as u32).contains(&size) => Some(Ok(Message::Display(size as usize))),
+        HAS_STDIN if exit_code == 0 && size == 0 => Some(Ok(Message::HasStdin)),
+        DONE if (0..=255).contains(&exit_code) => parse_value(rest, size).map(|value| Ok(Message::Done { exit_code, value: value? })),
+        DONE => Some(Err("it replied with an impossible exit code")),
+        _ => Some(Err("it sent an impossible message")),
     }
-    let rest = &bytes[REPLY_BYTES..];
-    if value_bytes == NO_VALUE {
-        return Some(if rest.is_empty() { Reply::Done { exit_code, value: None } } else { Reply::Violation("its reply was too long") });
+}
+
+/// The value once it is complete; nothing may follow it.
+fn parse_value(bytes: &[u8], size: u32) -> Option<Result<Option<String>, &'static str>> {
+    if size == NO_VALUE {
+        return Some(if bytes.is_empty() { Ok(None) } else { Err("its reply was too long") });
     }
-    let wanted = value_bytes as usize;
-    if wanted > VALUE_MAX_BYTES || rest.len() > wanted {
-        return Some(Reply::Violation("its reply was too long"));
+    let wanted = size as usize;
+    if wanted > VALUE_MAX_BYTES || bytes.len() > wanted {
+        return Some(Err("its reply was too long"));
     }
-    if rest.len() < wanted {
+    if bytes.len() < wanted {
         return None;
     }
-    let value = String::from_utf8_lossy(&rest[..wanted.min(VALUE_BYTES)]).into_owned();
-    Some(Reply::Done { exit_code, value: Some(value) })
+    Some(Ok(Some(String::from_utf8_lossy(&bytes[..wanted.min(VALUE_BYTES)]).into_owned())))
 }
 
 fn launch(program: &Program, confinement: Option<&Confinement>, cgroup: Option<&OwnedFd>) -> Result<(Wires, Pid), Fatal> {
@@ -351,45 +431,5 @@ impl Wires {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn reply(id: u32, exit_code: i32, value_bytes: u32, value: &[u8]) -> Vec<u8> {
-        [&id.to_le_bytes()[..], &exit_code.to_le_bytes(), &value_bytes.to_le_bytes(), value].concat()
-    }
-
-    #[test]
-    fn a_reply_is_complete_with_its_value_and_not_before() {
-        let bytes = reply(3, 7, 2, b"42");
-        for cut in 0..bytes.len() {
-            assert_eq!(parse_reply(&bytes[..cut], 3), None, "{cut}");
-        }
-        assert_eq!(parse_reply(&bytes, 3), Some(Reply::Done { exit_code: 7, value: Some("42".into()) }));
-        assert_eq!(parse_reply(&reply(3, 0, NO_VALUE, b""), 3), Some(Reply::Done { exit_code: 0, value: None }));
-        assert_eq!(parse_reply(&reply(3, 0, 0, b""), 3), Some(Reply::Done { exit_code: 0, value: Some(String::new()) }));
-        assert_eq!(parse_reply(&reply(3, 0, 1, b"\xff"), 3), Some(Reply::Done { exit_code: 0, value: Some("\u{fffd}".into()) }));
-    }
-
-    #[test]
-    fn anything_else_is_a_violation() {
-        let bad = [
-            reply(4, 0, NO_VALUE, b""),
-            reply(3, -1, NO_VALUE, b""),
-            reply(3, 256, NO_VALUE, b""),
-            reply(3, 0, NO_VALUE, b"x"),
-            reply(3, 0, 1, b"xx"),
-            reply(3, 0, (VALUE_MAX_BYTES + 1) as u32, b""),
-            reply(3, 0, NO_VALUE - 1, b""),
-        ];
-        for bytes in bad {
-            assert!(matches!(parse_reply(&bytes, 3), Some(Reply::Violation(_))), "{bytes:?}");
-        }
-    }
-
-    #[test]
-    fn a_long_value_is_cut() {
-        let bytes = reply(1, 0, VALUE_BYTES as u32 + 5, &vec![b'v'; VALUE_BYTES + 5]);
-        let Some(Reply::Done { value: Some(value), .. }) = parse_reply(&bytes, 1) else { panic!("no value") };
-        assert_eq!(value.len(), VALUE_BYTES);
-    }
-}
+#[path = "repl_tests.rs"]
+mod tests;

@@ -1,4 +1,6 @@
 //! Requests: what each frame of the host asks for.
+use std::collections::VecDeque;
+
 use rustix::event::Timespec;
 use serde_json::{json, Value};
 
@@ -9,6 +11,7 @@ use crate::limits;
 use crate::mux::Verdict;
 use crate::repl::State;
 use crate::server::{Host, Server, COALESCE_US};
+use crate::stdin::Stdin;
 use crate::sys;
 use crate::wire::{data, Frame, Kind};
 
@@ -27,6 +30,7 @@ impl Server {
             Kind::Open => self.on_open(frame, now_us),
             Kind::Result | Kind::Error => protocol("a frame that only the guest sends"),
             kind => {
+                let stream = frame.stream;
                 if self.mux.judge(frame.stream).map_err(|what| Fatal::Protocol(what.to_owned()))? == Verdict::Late {
                     return Ok(());
                 }
@@ -37,7 +41,7 @@ impl Server {
                         self.mux.granted(frame.stream, bytes).map_err(|what| Fatal::Protocol(what.to_owned()))
                     }
                     Kind::End => self.on_end(frame.stream),
-                    _ => self.on_cancel(frame.payload, now_us),
+                    _ => self.on_cancel(stream, frame.payload, now_us),
                 }
             }
         }
@@ -80,6 +84,8 @@ impl Server {
     /// This machine is a copy, and its host counts streams from 1: what the original was doing has no one to report to.
     fn forget_streams(&mut self, now_us: u64) {
         self.mux.reset();
+        self.release_input();
+        self.outputs.displays.clear();
         if let Some(execution) = self.execution.take() {
             if execution.is_running() {
                 self.repl.kill(now_us);
@@ -123,6 +129,7 @@ impl Server {
         if self.failed_starts >= limits::REPL_START_ATTEMPTS {
             return Err(Refusal::new(Code::ReplFailed, "Cannot execute: the language's process does not start"));
         }
+        self.release_input();
         self.body.start(&request);
         self.last_execution_id = self.last_execution_id.wrapping_add(1);
         self.execution = Some(Execution::new(stream, self.last_execution_id, &request));
@@ -152,17 +159,23 @@ impl Server {
 
     fn on_data(&mut self, frame: &Frame, now_us: u64) -> Result<(), Fatal> {
         self.mux.received(frame.stream, frame.payload.len()).map_err(|what| Fatal::Protocol(what.to_owned()))?;
-        let Some(execution) = &self.execution else { return Ok(()) };
-        if frame.flags != data::BODY || execution.phase != Phase::Body {
+        let Some(execution) = self.execution.as_ref().filter(|execution| execution.stream == frame.stream) else { return Ok(()) };
+        if frame.flags != data::BODY || (execution.phase != Phase::Body && !execution.has_stdin) {
             return protocol("DATA that was not asked for");
         }
-        if let Err(refusal) = self.body.append(frame.payload) {
-            self.refuse_execution(refusal);
+        if execution.phase != Phase::Body {
+            self.on_stdin(frame.payload);
             return Ok(());
         }
-        if let Some(bytes) = self.mux.consumed(frame.stream, frame.payload.len()) {
-            self.channel.put(frame.stream, Kind::Credit, 0, &bytes.to_le_bytes());
-        }
+        let rest = match self.body.append(frame.payload) {
+            Ok(rest) => rest,
+            Err(refusal) => {
+                self.refuse_execution(refusal);
+                return Ok(());
+            }
+        };
+        self.early_stdin.extend(rest);
+        self.grant(frame.stream, frame.payload.len() - rest.len());
         if !self.body.is_complete() {
             return Ok(());
         }
@@ -181,18 +194,68 @@ impl Server {
 
     fn on_end(&mut self, stream: u32) -> Result<(), Fatal> {
         self.mux.ended(stream).map_err(|what| Fatal::Protocol(what.to_owned()))?;
-        if self.execution.as_ref().is_some_and(|execution| execution.phase == Phase::Body) {
-            self.refuse_execution(Refusal::bad_request("Cannot execute: the body is shorter than announced"));
+        match self.execution.as_mut().filter(|execution| execution.stream == stream) {
+            Some(execution) if execution.phase == Phase::Body => {
+                self.refuse_execution(Refusal::bad_request("Cannot execute: the body is shorter than announced"));
+            }
+            Some(execution) => {
+                execution.is_stdin_ended = true;
+                if let Some(stdin) = &mut self.stdin {
+                    stdin.end();
+                }
+            }
+            None => {}
         }
         Ok(())
     }
 
-    fn on_cancel(&mut self, payload: &[u8], now_us: u64) -> Result<(), Fatal> {
+    /// Standard input for the execution, whose turn may still come.
+    fn on_stdin(&mut self, bytes: &[u8]) {
+        let Some(execution) = &self.execution else { return };
+        let stream = execution.stream;
+        match (&mut self.stdin, execution.phase) {
+            (Some(stdin), Phase::Running) if !stdin.is_closed() => stdin.push(bytes),
+            (None, Phase::Waiting) => self.early_stdin.extend(bytes),
+            _ => self.grant(stream, bytes.len()),
+        }
+        self.write_stdin();
+    }
+
+    /// Passes on what the program's pipe takes, and lets the host send as much again.
+    pub(crate) fn write_stdin(&mut self) {
+        let (Some(execution), Some(stdin)) = (&self.execution, &mut self.stdin) else { return };
+        let stream = execution.stream;
+        loop {
+            match stdin.write() {
+                0 => return,
+                bytes => {
+                    if let Some(credit) = self.mux.consumed(stream, bytes) {
+                        self.channel.put(stream, Kind::Credit, 0, &credit.to_le_bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes of the host have found their place.
+    pub(crate) fn grant(&mut self, stream: u32, bytes: usize) {
+        if let Some(credit) = self.mux.consumed(stream, bytes) {
+            self.channel.put(stream, Kind::Credit, 0, &credit.to_le_bytes());
+        }
+    }
+
+    /// What was sent to an execution that is over, and what it showed, goes nowhere.
+    pub(crate) fn release_input(&mut self) {
+        self.stdin = None;
+        self.early_stdin = VecDeque::new();
+    }
+
+    fn on_cancel(&mut self, stream: u32, payload: &[u8], now_us: u64) -> Result<(), Fatal> {
         let grace_ms = match payload {
             [] => limits::CANCEL_GRACE_MS,
             _ => parse_json(payload)?["graceMs"].as_u64().unwrap_or(limits::CANCEL_GRACE_MS).min(MAX_CANCEL_GRACE_MS),
         };
-        match self.execution.as_mut().map(|execution| execution.phase) {
+        match self.execution.as_ref().filter(|execution| execution.stream == stream).map(|execution| execution.phase) {
             Some(Phase::Body | Phase::Waiting) => {
                 if let Some(execution) = &mut self.execution {
                     execution.started_us = now_us;
@@ -202,6 +265,7 @@ impl Server {
             Some(Phase::Running) => self.stop_execution(now_us, grace_ms),
             Some(Phase::Draining(pending)) => {
                 self.outputs.discard_pending(&self.repl, pending);
+                self.outputs.displays.clear();
                 if let Some(execution) = &mut self.execution {
                     execution.phase = Phase::Draining([0, 0]);
                 }
@@ -228,6 +292,10 @@ impl Server {
         if is_reseed_due {
             rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).action("draw a seed")?;
         }
+        if execution.has_stdin {
+            let made = Stdin::make(std::mem::take(&mut self.early_stdin), execution.is_stdin_ended);
+            self.stdin = Some(made.action("make the FIFO for standard input")?);
+        }
         execution.run(now_us);
         execution.outcome.is_reset = std::mem::take(&mut self.is_loss_unreported);
         if let Err(error) = self.repl.execute(execution.id, is_reseed_due.then_some(&seed), &mut self.body) {
@@ -236,6 +304,7 @@ impl Server {
             return Ok(());
         }
         self.body.release();
+        self.write_stdin();
         self.send_held();
         self.outputs.look_at_us = now_us + self.coalesce_us;
         Ok(())
@@ -246,6 +315,7 @@ impl Server {
             self.channel.put_json(execution.stream, Kind::Error, &refusal.to_json());
             self.mux.close(execution.stream);
             self.body.release();
+            self.release_input();
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Server: the event loop. One thread; every wait is bounded, every buffer has a limit.
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -14,6 +15,7 @@ use crate::memory::Watch;
 use crate::mux::Mux;
 use crate::output::Outputs;
 use crate::repl::{next_ended_child, Repl, Reply, State};
+use crate::stdin::Stdin;
 use crate::wire::Kind;
 
 /// How long output may gather before it is looked at: a short program wakes the agent once.
@@ -40,6 +42,9 @@ pub struct Server {
     pub(crate) execution: Option<Execution>,
     pub(crate) body: Body,
     pub(crate) outputs: Outputs,
+    /// Of the running execution, and of one that waits what has arrived already.
+    pub(crate) stdin: Option<Stdin>,
+    pub(crate) early_stdin: VecDeque<u8>,
     watch: Watch,
     pub(crate) host: Option<Host>,
     /// HELLO's payload until it is sent.
@@ -64,6 +69,7 @@ struct Events {
     children: bool,
     reply: bool,
     request: bool,
+    stdin: bool,
     outputs: [bool; 2],
 }
 
@@ -77,6 +83,8 @@ impl Server {
             execution: None,
             body: Body::default(),
             outputs: Outputs::default(),
+            stdin: None,
+            early_stdin: VecDeque::new(),
             watch: Watch::default(),
             host: None,
             announcement: Some(announcement),
@@ -116,6 +124,9 @@ impl Server {
         if events.request && self.repl.send().is_err() {
             self.repl.kill(now_us);
         }
+        if events.stdin {
+            self.write_stdin();
+        }
         for which in [0, 1] {
             if events.outputs[which] {
                 self.on_output(which, now_us)?;
@@ -124,7 +135,8 @@ impl Server {
         if events.port {
             self.on_port(now_us)?;
         }
-        // Room in the backlog or new credit may let a drain go on.
+        // Room in the backlog or new credit may let display data and a drain go on.
+        self.send_displays(now_us)?;
         self.drain(now_us)
     }
 
@@ -138,18 +150,24 @@ impl Server {
             let left_us = at_us.saturating_sub(now_us) as i64;
             Timespec { tv_sec: left_us / 1_000_000, tv_nsec: left_us % 1_000_000 * 1_000 }
         });
-        let mut fds = Vec::with_capacity(6);
+        let mut fds = Vec::with_capacity(7);
         let mut port = if self.channel.backlog() < BACKLOG_BYTES { PollFlags::IN } else { PollFlags::empty() };
         port.set(PollFlags::OUT, self.channel.is_blocked());
         fds.push(PollFd::new(&self.channel.port, port));
         fds.push(PollFd::new(&self.children, PollFlags::IN));
         let is_alive = matches!(self.repl.state, State::Starting { .. } | State::Ready | State::Busy);
-        if is_alive {
+        // Display data that the host does not take yet holds up the rest.
+        let is_listening = is_alive && self.outputs.displays.is_empty();
+        if is_listening {
             fds.push(PollFd::new(&self.repl.wires.replies, PollFlags::IN));
         }
         let is_unsent = is_alive && self.repl.has_unsent();
         if is_unsent {
             fds.push(PollFd::new(&self.repl.wires.requests, PollFlags::OUT));
+        }
+        let stdin = self.stdin.as_ref().and_then(Stdin::writer);
+        if let Some(writer) = stdin {
+            fds.push(PollFd::new(writer, PollFlags::OUT));
         }
         let is_looking = now_us >= self.outputs.look_at_us;
         let watched = [0, 1].map(|which| is_looking && self.can_take_output(which));
@@ -164,8 +182,14 @@ impl Server {
         }
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = |is_watched: bool| is_watched && ready.next().unwrap_or(false);
-        let mut events =
-            Events { port: next(true), children: next(true), reply: next(is_alive), request: next(is_unsent), ..Events::default() };
+        let mut events = Events {
+            port: next(true),
+            children: next(true),
+            reply: next(is_listening),
+            request: next(is_unsent),
+            stdin: next(stdin.is_some()),
+            ..Events::default()
+        };
         events.outputs = watched.map(next);
         Ok(events)
     }
@@ -281,9 +305,35 @@ impl Server {
 
     fn on_reply(&mut self, now_us: u64) -> Result<(), Fatal> {
         match self.repl.receive() {
+            Some(reply) => self.on_message(reply, now_us),
             None => Ok(()),
-            Some(Reply::Ready) => self.on_ready(now_us),
-            Some(Reply::Done { exit_code, value }) => {
+        }
+    }
+
+    /// Display data goes out as far as the host takes it; only then what the REPL said after it is looked at.
+    fn send_displays(&mut self, now_us: u64) -> Result<(), Fatal> {
+        while !self.outputs.displays.is_empty() && self.forward_displays() {
+            if let Some(reply) = self.repl.next_reply() {
+                self.on_message(reply, now_us)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, reply: Reply, now_us: u64) -> Result<(), Fatal> {
+        match reply {
+            Reply::Ready => self.on_ready(now_us),
+            Reply::HasStdin => {
+                if let Some(stdin) = &mut self.stdin {
+                    stdin.opened();
+                }
+                Ok(())
+            }
+            Reply::Display(bytes) => {
+                self.outputs.displays.extend(bytes);
+                Ok(())
+            }
+            Reply::Done { exit_code, value } => {
                 let pending = self.outputs.pending(&self.repl);
                 let Some(execution) = self.execution.as_mut().filter(|execution| execution.is_running()) else { return Ok(()) };
                 execution.outcome.value = value;
@@ -294,7 +344,7 @@ impl Server {
                 }
                 self.drain(now_us)
             }
-            Some(Reply::Violation(what)) => {
+            Reply::Violation(what) => {
                 // An exiting process closes its end before it can be waited for: its status stays what it was.
                 self.log(&format!("the language's process is replaced: {what}"));
                 self.is_loss_unreported |= self.repl.state == State::Ready;
@@ -346,6 +396,7 @@ impl Server {
         self.channel.put_result(execution.stream, &execution.outcome);
         self.mux.close(execution.stream);
         self.body.release();
+        self.release_input();
         self.outputs.look_at_us = now_us;
         if self.repl.state == State::Gone && self.restart_at_us.is_none() {
             self.channel.flush()?;

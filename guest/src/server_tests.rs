@@ -19,22 +19,22 @@ fn repl_process() {
     }
     let mut control = UnixStream::from(crate::sys::inherited_control());
     control.write_all(b"R").expect("ready");
-    let mut header = [0; 20];
+    let mut header = [0; 24];
     while control.read_exact(&mut header).is_ok() {
         let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
-        assert_eq!(field(0), 0x3158_4253);
-        let mut rest = vec![0; (field(8) + field(12) + field(16)) as usize];
+        assert_eq!(field(0), 0x3258_4253);
+        let mut rest = vec![0; (field(12) + field(16) + field(20)) as usize];
         control.read_exact(&mut rest).expect("a request");
-        let code = String::from_utf8(rest.split_off((field(8) + field(12)) as usize)).expect("text");
-        let exit_code = run_program(&code, field(8), &rest[field(8) as usize..], &mut control);
-        let mut reply = [&header[4..8], &exit_code.to_le_bytes()[..]].concat();
+        let code = String::from_utf8(rest.split_off((field(12) + field(16)) as usize)).expect("text");
+        let exit_code = run_program(&code, field(4), field(12), &rest[field(12) as usize..], &mut control);
+        let mut reply = [&header[4..8], &[0; 4][..], &exit_code.to_le_bytes()[..]].concat();
         reply.extend_from_slice(&u32::MAX.to_le_bytes());
         control.write_all(&reply).expect("a reply");
     }
     std::process::exit(0);
 }
 
-fn run_program(code: &str, seed_bytes: u32, env: &[u8], control: &mut UnixStream) -> i32 {
+fn run_program(code: &str, id: u32, seed_bytes: u32, env: &[u8], control: &mut UnixStream) -> i32 {
     let mut exit_code = 0;
     for line in code.lines() {
         let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
@@ -47,6 +47,11 @@ fn run_program(code: &str, seed_bytes: u32, env: &[u8], control: &mut UnixStream
             "sleep" => std::thread::sleep(Duration::from_millis(argument.parse().expect("a number"))),
             "exit" => exit_code = argument.parse().expect("a number"),
             "die" => std::process::exit(argument.parse().expect("a number")),
+            "show" => {
+                let item = vec![b'd'; argument.parse().expect("a number")];
+                let header = [id, 1, 0, item.len() as u32].map(u32::to_le_bytes).concat();
+                control.write_all(&[header, item].concat()).expect("written");
+            }
             "garbage" => control.write_all(b"garbage").expect("written"),
             "later" => {
                 let text = argument.to_owned();
@@ -83,6 +88,7 @@ struct Host {
 struct Outcome {
     out: String,
     err: String,
+    shown: Vec<u8>,
     answer: Value,
 }
 
@@ -159,7 +165,7 @@ impl Host {
 
     /// Collects until the stream is over, granting credit as asked.
     fn finish(&mut self, stream: u32, grants: bool) -> Outcome {
-        let mut output = [Vec::new(), Vec::new()];
+        let mut output = [Vec::new(), Vec::new(), Vec::new()];
         loop {
             let (id, kind, flags, payload) = self.frame();
             if id != stream {
@@ -173,8 +179,9 @@ impl Host {
                     }
                 }
                 Kind::Result | Kind::Error => {
-                    let [out, err] = output.map(|bytes| String::from_utf8(bytes).expect("text"));
-                    return Outcome { out, err, answer: serde_json::from_slice(&payload).expect("JSON") };
+                    let [out, err, shown] = output;
+                    let [out, err] = [out, err].map(|bytes| String::from_utf8(bytes).expect("text"));
+                    return Outcome { out, err, shown, answer: serde_json::from_slice(&payload).expect("JSON") };
                 }
                 // For the body.
                 Kind::Credit => {}
@@ -212,6 +219,7 @@ type Offence = (fn(&mut Host), &'static str);
 fn server() {
     results_and_output();
     output_caps_and_credit();
+    display_data();
     replaced_processes();
     a_loss_between_executions_is_told_once();
     stops();
@@ -248,6 +256,27 @@ fn output_caps_and_credit() {
     assert_eq!((received, host.call("ping")), (262_144, json!({})));
     host.send(stream, Kind::Credit, &500_000_u32.to_le_bytes());
     assert_eq!(host.finish(stream, false).out.len(), 500_000 - 262_144);
+}
+
+fn display_data() {
+    let mut host = Host::greeted();
+    let outcome = host.run("show 5\necho x\nshow 400000\nshow 1\nexit 3");
+    let item = |bytes: usize| [(bytes as u32).to_le_bytes().to_vec(), vec![b'd'; bytes]].concat();
+    assert!(outcome.shown == [item(5), item(400_000), item(1)].concat(), "{} bytes", outcome.shown.len());
+    assert_eq!((outcome.out.as_str(), &outcome.answer["exitCode"]), ("x", &json!(3)));
+    // Without credit the program waits; others are served meanwhile.
+    let stream = host.start_exec("show 500000\nexit 4", 30_000);
+    let mut received = 0;
+    while received < 262_144 {
+        received += host.frame().3.len();
+    }
+    assert_eq!((received, host.call("ping")), (262_144, json!({})));
+    host.send(stream, Kind::Credit, &500_000_u32.to_le_bytes());
+    let outcome = host.finish(stream, false);
+    assert_eq!((outcome.shown.len(), &outcome.answer["exitCode"]), (500_004 - 262_144, &json!(4)));
+    for code in ["show 8388609", "show 8388608\nshow 8388608\nshow 1", "show 0"] {
+        assert_eq!(host.run(code).answer["reset"], true, "{code}");
+    }
 }
 
 fn replaced_processes() {

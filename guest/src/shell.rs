@@ -7,7 +7,7 @@ use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::confine::{GROUP_ID, USER_ID};
-use crate::exec::Body;
+use crate::exec::{flags, Body};
 use crate::limits;
 
 /// What bash is started with; `guest/repl/shell.sh` explains each part.
@@ -17,18 +17,23 @@ pub const LOOP: &str = concat!(
 );
 
 /// `read -N` takes exactly this many characters, with one system call.
-pub const LINE_BYTES: usize = 32;
+pub const LINE_BYTES: usize = 34;
 
 /// Makes `request` and `reply`, and opens both ways so that neither side ever waits in open(2) or sees an end.
 pub fn make_fifos(directory: &str) -> Result<(OwnedFd, OwnedFd), Errno> {
     let open = |name: &str, mode: u32| {
         let path = format!("{directory}/{name}");
-        let _ = fs::unlink(path.as_str());
-        fs::mknodat(fs::CWD, path.as_str(), fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
-        give(&path, mode)?;
+        make_fifo(&path, mode)?;
         fs::open(path.as_str(), OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
     };
     Ok((open("request", 0o440)?, open("reply", 0o220)?))
+}
+
+/// Makes a FIFO anew: who has the old one open keeps that.
+pub fn make_fifo(path: &str, mode: u32) -> Result<(), Errno> {
+    let _ = fs::unlink(path);
+    fs::mknodat(fs::CWD, path, fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+    give(path, mode)
 }
 
 /// To root's user and the user's group; outside the guest (tests) to whoever runs this.
@@ -59,7 +64,18 @@ pub fn request(directory: &str, id: u32, seed: Option<&[u8; 32]>, body: &Body) -
         let entries = limits::parse_env(body.env()).map_err(|_| Errno::INVAL)?;
         put_file(&format!("{directory}/env"), assignments(&entries).as_bytes(), 0o444)?;
     }
-    Ok(line(id, [is_script, !body.env().is_empty(), may_trap(body.code())], seed))
+    let kinds = [
+        if is_script { 's' } else { '-' },
+        if body.env().is_empty() { '-' } else { 'e' },
+        if may_trap(body.code()) { 't' } else { '-' },
+        if body.has_stdin() { 'i' } else { '-' },
+        match body.flags() & (flags::COMPLETE | flags::IS_COMPLETE) {
+            flags::COMPLETE => 'c',
+            flags::IS_COMPLETE => 'q',
+            _ => '-',
+        },
+    ];
+    Ok(line(id, kinds, seed))
 }
 
 /// Whether code may set a trap: it names one, or reads a file that may.
@@ -84,13 +100,12 @@ fn assignments(entries: &[(&str, &str)]) -> String {
     entries.iter().map(|(name, value)| format!("__sbx_env {name} '{}'\n", value.replace('\'', r"'\''"))).collect()
 }
 
-/// `\xNN\xNN\xNN\xNN` the id as printf takes it; `s` a script, `e` with environment, `t` may set a trap, each `-` if not; the seed
-/// in decimal, blanks.
-fn line(id: u32, flags: [bool; 3], seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
+/// `\xNN\xNN\xNN\xNN` the id as printf takes it; `s` a script, `e` with environment, `t` may set a trap, `i` with stdin, `c` complete or
+/// `q` is it complete, each `-` if not; the seed in decimal, blanks.
+fn line(id: u32, kinds: [char; 5], seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
     let id: String = id.to_le_bytes().iter().map(|byte| format!("\\x{byte:02x}")).collect();
     let seed = seed.map_or(String::new(), |seed| u32::from_le_bytes([seed[0], seed[1], seed[2], seed[3]]).to_string());
-    let [script, env, trap] = [0, 1, 2].map(|at| if flags[at] { ['s', 'e', 't'][at] } else { '-' });
-    let text = format!("{id}{script}{env}{trap}{seed:<12}\n");
+    let text = format!("{id}{}{seed:<12}\n", String::from_iter(kinds));
     let mut line = [b' '; LINE_BYTES];
     line.copy_from_slice(text.as_bytes());
     line
@@ -102,8 +117,8 @@ mod tests {
 
     #[test]
     fn the_line_has_its_length_for_every_id_and_seed() {
-        assert_eq!(&line(1, [false; 3], None), b"\\x01\\x00\\x00\\x00---            \n");
-        assert_eq!(&line(u32::MAX, [true; 3], Some(&[0xff; 32])), b"\\xff\\xff\\xff\\xffset4294967295  \n");
+        assert_eq!(&line(1, ['-'; 5], None), b"\\x01\\x00\\x00\\x00-----            \n");
+        assert_eq!(&line(u32::MAX, ['s', 'e', 't', 'i', 'c'], Some(&[0xff; 32])), b"\\xff\\xff\\xff\\xffsetic4294967295  \n");
     }
 
     #[test]

@@ -24,8 +24,9 @@ pub mod data {
     pub const BODY: u8 = 0;
     pub const STDOUT: u8 = 1;
     pub const STDERR: u8 = 2;
-    /// The highest known flag (display data).
-    pub const LAST: u8 = 3;
+    pub const DISPLAY: u8 = 3;
+    /// JSON that tells of a change.
+    pub const EVENT: u8 = 4;
 }
 
 /// One frame; its payload lies in the buffer it was read from.
@@ -75,7 +76,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     if header[10] != 0 || header[11] != 0 {
         return Err(Malformed::Reserved);
     }
-    if flags > if kind == Kind::Data { data::LAST } else { 0 } {
+    if flags > if kind == Kind::Data { data::EVENT } else { 0 } {
         return Err(Malformed::Flags);
     }
     if (stream == 0) != (kind == Kind::Hello) {

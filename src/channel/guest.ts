@@ -38,6 +38,8 @@ export interface ExecRequest {
   readonly code: string;
   readonly env: Readonly<Record<string, string>>;
   readonly timeoutMs: number;
+  /** Nothing runs after it in the VM: the code ends as a program does, with its timers, threads and exit handlers. */
+  readonly isFinal?: boolean;
 }
 
 /** Which cap ended an execution. */
@@ -131,6 +133,7 @@ export class GuestChannel {
       codeBytes: code.length,
       timeoutMs: request.timeoutMs,
       stdin: false,
+      final: request.isFinal ?? false,
       stdoutLimit: STDOUT_MAX_BYTES,
       stderrLimit: STDERR_MAX_BYTES,
     }, outputHandler(sinks));

@@ -10,7 +10,7 @@ export const KIND = { hello: 1, open: 2, data: 3, credit: 4, end: 5, result: 6, 
 export type Kind = typeof KIND[keyof typeof KIND];
 
 /** What the bytes of a DATA frame are. */
-export const DATA_FLAG = { body: 0, stdout: 1, stderr: 2, display: 3 } as const;
+export const DATA_FLAG = { body: 0, stdout: 1, stderr: 2, display: 3, event: 4 } as const;
 
 /** One frame. `payload` of a decoded frame is a view that is valid as long as the caller keeps it. */
 export interface Frame {
@@ -99,7 +99,7 @@ function decodeHeader(bytes: Uint8Array): { stream: number; kind: Kind; flags: n
   }
   if (!isKind(kind)) throw new WireError("unknown_kind", `a kind is between ${KIND.hello} and ${KIND.cancel}, got ${kind}`);
   if (reserved !== 0) throw new WireError("reserved", `the reserved field is 0, got ${reserved}`);
-  if (flags > (kind === KIND.data ? DATA_FLAG.display : 0)) throw new WireError("flags", `kind ${kind} does not have the flags ${flags}`);
+  if (flags > (kind === KIND.data ? DATA_FLAG.event : 0)) throw new WireError("flags", `kind ${kind} does not have the flags ${flags}`);
   if ((kind === KIND.hello) !== (stream === 0)) throw new WireError("stream", `kind ${kind} does not belong to stream ${stream}`);
   const exactBytes = kind === KIND.credit ? 4 : kind === KIND.end ? 0 : payloadBytes;
   if (payloadBytes !== exactBytes) throw new WireError("length", `kind ${kind} has ${exactBytes} bytes of payload, got ${payloadBytes}`);

@@ -15,7 +15,10 @@ export interface Execution {
 }
 
 /** Which fields of a request an execution needs. */
-export type ExecutionRequest = Pick<CheckedRequest, "code" | "env" | "timeoutSeconds" | "signal" | "onStdout" | "onStderr">;
+export type ExecutionRequest = Pick<CheckedRequest, "code" | "env" | "timeoutSeconds" | "signal" | "onStdout" | "onStderr"> & {
+  /** Nothing runs after it in the VM. */
+  readonly isFinal?: boolean;
+};
 
 /** Runs the code and collects its output. Rejects as `GuestChannel.exec` does. */
 export async function execute(guest: GuestChannel, request: ExecutionRequest, log: Logger): Promise<Execution> {
@@ -28,7 +31,7 @@ export async function execute(guest: GuestChannel, request: ExecutionRequest, lo
     if (!texts[name].push(bytes)) passed ??= name;
   };
   const reply = await guest.exec(
-    { code: request.code, env: request.env, timeoutMs: Math.ceil(request.timeoutSeconds * 1000) },
+    { code: request.code, env: request.env, timeoutMs: Math.ceil(request.timeoutSeconds * 1000), isFinal: request.isFinal ?? false },
     { onOutput },
     request.signal,
   );

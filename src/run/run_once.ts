@@ -89,7 +89,7 @@ async function runFrom(
 async function executeOn(vm: Vm, request: CheckedRequest, context: RunContext): Promise<{ execution: Execution; bootMs: number }> {
   if (vm.isCold) await abortable(vm.ready, request.signal);
   // An abort kills this VM, there is nothing in it to keep: the guest is not asked to stop first.
-  const running = execute(vm.guest, { ...request, signal: undefined }, context.log);
+  const running = execute(vm.guest, { ...request, signal: undefined, isFinal: true }, context.log);
   running.catch(() => {}); // When the VM never became ready, that is the error to report.
   const bootMs = await abortable(vm.ready, request.signal);
   try {

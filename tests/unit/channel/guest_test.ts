@@ -40,6 +40,7 @@ test("guest: an execution sends method, limits, environment and code, and gives 
     codeBytes: 8,
     timeoutMs: 1000,
     stdin: false,
+    final: false,
     stdoutLimit: 1_000_000,
     stderrLimit: 100_000,
   });

@@ -10,9 +10,10 @@ import { fileURLToPath } from "node:url";
 import { temporaryDirectory } from "../../support/leftovers.ts";
 import { settled } from "../../support/waiting.ts";
 
-const MAGIC = 0x31584253;
-const HEADER_BYTES = 20;
-const REPLY_BYTES = 12;
+const MAGIC = 0x32584253;
+const HEADER_BYTES = 24;
+const MESSAGE_BYTES = 16;
+const KIND_DISPLAY = 1;
 const NO_VALUE = 0xffffffff;
 /** The protocol's descriptor; node's `stdio` would need 1,001 entries, so bash moves descriptor 3 there. */
 const WRAPPER = 'out=$1 err=$2; shift 2; exec >>"$out" 2>>"$err" 1000<&3 3<&-; exec "$@"';
@@ -24,6 +25,7 @@ const REPL_DIRECTORY = fileURLToPath(new URL("../../../guest/repl", import.meta.
 export interface Execution {
   readonly exitCode: number;
   readonly value: string | null;
+  readonly displays: readonly unknown[];
   readonly stdout: string;
   readonly stderr: string;
 }
@@ -126,24 +128,33 @@ export class Repl {
   }
 
   /** Runs `code`; fails the test when the REPL ends instead of replying. */
-  async exec(code: string, options: { env?: Record<string, string>; seed?: Uint8Array } = {}): Promise<Execution> {
+  async exec(code: string, options: { env?: Record<string, string>; seed?: Uint8Array; flags?: number } = {}): Promise<Execution> {
     const source = Buffer.from(code);
     const block = Buffer.from(Object.entries(options.env ?? {}).map(([name, value]) => `${name}=${value}\0`).join(""));
     const seed = options.seed ?? new Uint8Array(0);
     const header = Buffer.alloc(HEADER_BYTES);
-    [MAGIC, ++this.#id, seed.length, block.length, source.length].forEach((word, index) => header.writeUInt32LE(word, index * 4));
+    const words = [MAGIC, ++this.#id, options.flags ?? 0, seed.length, block.length, source.length];
+    words.forEach((word, index) => header.writeUInt32LE(word, index * 4));
     this.send(Buffer.concat([header, seed, block, source]));
-    const reply = await this.#take(REPLY_BYTES);
-    assert.equal(reply.readUInt32LE(0), this.#id, "the reply is to this request");
-    const size = reply.readUInt32LE(8);
-    const value = size === NO_VALUE ? null : (await this.#take(size)).toString();
+    const displays: unknown[] = [];
+    let message = await this.#message();
+    for (; message.kind === KIND_DISPLAY; message = await this.#message()) {
+      displays.push(JSON.parse((await this.#take(message.size)).toString()));
+    }
+    const value = message.size === NO_VALUE ? null : (await this.#take(message.size)).toString();
     // Printed to files: what was flushed before the reply is there, without waiting.
     const [stdout, stderr] = this.#files.map((file, index) => {
       const bytes = readFileSync(file).subarray(this.#read[index]);
       this.#read[index] = (this.#read[index] ?? 0) + bytes.length;
       return bytes.toString();
     });
-    return { exitCode: reply.readInt32LE(4), value, stdout: stdout ?? "", stderr: stderr ?? "" };
+    return { exitCode: message.exitCode, value, displays, stdout: stdout ?? "", stderr: stderr ?? "" };
+  }
+
+  async #message(): Promise<{ kind: number; exitCode: number; size: number }> {
+    const bytes = await this.#take(MESSAGE_BYTES);
+    assert.equal(bytes.readUInt32LE(0), this.#id, "the message is about this request");
+    return { kind: bytes.readUInt32LE(4), exitCode: bytes.readInt32LE(8), size: bytes.readUInt32LE(12) };
   }
 
   /** The value of code that must succeed. */

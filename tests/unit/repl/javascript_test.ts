@@ -268,7 +268,7 @@ testBun("the end of the socket ends it with 0", async (repl) => {
 });
 
 testBun("a malformed request ends it with 70", async (repl) => {
-  repl.send(Buffer.alloc(20, 0xff));
+  repl.send(Buffer.alloc(24, 0xff));
   assert.deepEqual(await repl.ended, { code: 70, signal: null });
 });
 

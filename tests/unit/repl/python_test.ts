@@ -263,7 +263,7 @@ testPython("the end of the socket ends it in order, after atexit handlers", asyn
 
 test("Python: a malformed request ends it with 70", { skip: PYTHON.skip }, async (t) => {
   const repl = await Repl.start(t, PYTHON);
-  repl.send(Buffer.alloc(20, 0xff));
+  repl.send(Buffer.alloc(24, 0xff));
   assert.deepEqual(await repl.ended, { code: 70, signal: null });
 });
 
