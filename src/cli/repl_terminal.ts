@@ -1,0 +1,189 @@
+/** Terminal: the user's own, read key by key. It is given back as it was, however the process ends or stops. */
+import { writeSync } from "node:fs";
+import process from "node:process";
+import { exitCodeOf, reportError } from "./failure.ts";
+import type { Output } from "./output.ts";
+import type { EditorTerminal, TerminalEvent } from "./repl_editor.ts";
+import { KeyDecoder } from "./repl_keys.ts";
+
+/** An Escape that nothing follows for so long is the key itself. */
+const ESCAPE_MS = 50;
+/** Typed ahead and not read; more is not kept. */
+const EVENTS_MAX = 100_000;
+const PASTE_ON = "\x1b[?2004h", PASTE_OFF = "\x1b[?2004l";
+/** Colours off, cursor shown: whatever stood on the screen when the process ends must not go on. */
+const PLAIN = "\x1b[0m\x1b[?25h";
+
+/** Sees what comes before anybody else; `true` keeps it. */
+export type Interceptor = (event: TerminalEvent) => boolean;
+
+/** The terminal on standard input and standard error. There can be one in a process. */
+export class ProcessTerminal implements EditorTerminal, Disposable {
+  readonly hasColor: boolean;
+  readonly #output: Output;
+  readonly #decoder = new KeyDecoder();
+  readonly #events: TerminalEvent[] = [];
+  readonly #listeners: ReadonlyArray<readonly [NodeJS.EventEmitter, string, (...args: never[]) => void]>;
+  #wake: (() => void) | undefined;
+  #interceptor: Interceptor | undefined;
+  #taker: { onBytes(bytes: Uint8Array): void; onResize(): void } | undefined;
+  #escape: ReturnType<typeof setTimeout> | undefined;
+  #isRaw = false;
+  #isEnded = false;
+
+  /** Takes the terminal over until disposed. `output` must be the terminal that standard input is. */
+  constructor(output: Output) {
+    this.#output = output;
+    this.hasColor = output.hasColor;
+    const { stdin, stderr } = process;
+    this.#listeners = [
+      [stdin, "data", (bytes: Uint8Array) => this.#take(bytes)],
+      [stdin, "end", () => this.#end()],
+      [stdin, "error", () => this.#end()],
+      [stderr, "resize", () => this.#taker === undefined ? this.#push({ type: "resize" }) : this.#taker.onResize()],
+      [process, "SIGTSTP", () => this.#stop()],
+      [process, "SIGCONT", () => this.#resume()],
+      [process, "exit", () => this.#restoreNow()],
+      // Without it Deno would end without telling anybody.
+      [process, "uncaughtException", (error: unknown) => {
+        this.#restoreNow();
+        reportError(this.#output, error, { isDebug: true });
+        void this.#output.flush().then(() => process.exit(exitCodeOf(error)));
+      }],
+    ];
+    for (const [emitter, event, listener] of this.#listeners) emitter.on(event, listener as (...args: unknown[]) => void);
+    this.#raw();
+    stdin.resume();
+  }
+
+  get columns(): number {
+    return process.stderr.columns || 80;
+  }
+
+  get rows(): number {
+    return process.stderr.rows || 24;
+  }
+
+  get hasInput(): boolean {
+    return this.#events.length > 0;
+  }
+
+  write(text: string): void {
+    this.#output.write(text);
+  }
+
+  async next(): Promise<TerminalEvent> {
+    for (;;) {
+      const event = this.#events.shift();
+      if (event !== undefined) return event;
+      if (this.#isEnded) return { type: "closed" };
+      await new Promise<void>((resolve) => this.#wake = resolve);
+    }
+  }
+
+  /** Forgets what was typed ahead. */
+  discardInput(): void {
+    this.#events.length = 0;
+  }
+
+  /** While not disposed, `interceptor` sees every event as it comes. What it does not keep waits for `next`. */
+  intercept(interceptor: Interceptor): Disposable {
+    const before = this.#interceptor;
+    this.#interceptor = interceptor;
+    return { [Symbol.dispose]: () => void (this.#interceptor = before) };
+  }
+
+  /** While not disposed, everything typed goes to `onBytes` as it is: Ctrl-C and Ctrl-Z are bytes like any other. */
+  takeOver(taker: { onBytes(bytes: Uint8Array): void; onResize(): void }): Disposable {
+    this.#output.write(PASTE_OFF);
+    this.#taker = taker;
+    return {
+      [Symbol.dispose]: () => {
+        this.#taker = undefined;
+        this.#output.write(PASTE_ON);
+      },
+    };
+  }
+
+  suspend(): void {
+    void this.#output.flush().then(() => {
+      try {
+        process.kill(0, "SIGTSTP"); // All of the pipeline that we may be part of, as the kernel does for Ctrl-Z.
+      } catch {
+        this.#stop(); // Somebody in the group is not ours to signal.
+      }
+    });
+  }
+
+  [Symbol.dispose](): void {
+    for (const [emitter, event, listener] of this.#listeners) emitter.off(event, listener as (...args: unknown[]) => void);
+    clearTimeout(this.#escape);
+    this.#cook();
+    process.stdin.pause();
+    this.#end();
+  }
+
+  #take(bytes: Uint8Array): void {
+    if (this.#taker !== undefined) return this.#taker.onBytes(bytes);
+    clearTimeout(this.#escape);
+    for (const key of this.#decoder.push(bytes)) this.#push(key);
+    if (!this.#decoder.isPending) return;
+    this.#escape = setTimeout(() => {
+      for (const key of this.#decoder.flush()) this.#push(key);
+    }, ESCAPE_MS);
+  }
+
+  #push(event: TerminalEvent): void {
+    if (this.#interceptor?.(event) || this.#events.length >= EVENTS_MAX) return;
+    this.#events.push(event);
+    this.#wake?.();
+  }
+
+  #end(): void {
+    this.#isEnded = true;
+    this.#interceptor?.({ type: "closed" });
+    this.#wake?.();
+  }
+
+  #raw(): void {
+    process.stdin.setRawMode(true);
+    this.#isRaw = true;
+    this.#output.write(PASTE_ON);
+  }
+
+  #cook(): void {
+    if (!this.#isRaw) return;
+    this.#isRaw = false;
+    this.#output.write(PASTE_OFF + PLAIN);
+    setCooked();
+  }
+
+  #stop(): void {
+    this.#cook();
+    void this.#output.flush().then(() => process.kill(process.pid, "SIGSTOP"));
+  }
+
+  #resume(): void {
+    this.#raw();
+    if (this.#taker === undefined) this.#push({ type: "resume" });
+    else this.#taker.onResize();
+  }
+
+  /** For a process that ends at once: nothing waits for its turn any more. */
+  #restoreNow(): void {
+    if (!this.#isRaw) return;
+    this.#isRaw = false;
+    setCooked();
+    try {
+      writeSync(2, `${PASTE_OFF}${PLAIN}`);
+    } catch { // The terminal has gone, and with it what was to be restored.
+    }
+  }
+}
+
+function setCooked(): void {
+  try {
+    process.stdin.setRawMode(false);
+  } catch { // The terminal has gone.
+  }
+}
