@@ -54,6 +54,18 @@ if [ -d usr/share/terminfo ] || [ -d usr/lib/terminfo ] || [ -d lib/terminfo ]; 
     while read -r file; do rm -f "$file"; done
 fi
 
+# Time zones: the compiled ones, and every older name (US/Eastern, Asia/Calcutta), which Debian keeps in a package four times the size, as a link.
+if [ -f usr/share/zoneinfo/tzdata.zi ]; then
+  (
+    cd usr/share/zoneinfo
+    sed -n 's/^L //p' tzdata.zi | while read -r target name; do
+      case $name in */*) mkdir -p "${name%/*}" ;; esac
+      [ -e "$name" ] || ln -sfn "$(echo "$name" | sed 's#[^/]*/#../#g; s#[^/]*$##')$target" "$name"
+    done
+    rm -rf right posix posixrules localtime tzdata.zi leap* ./*.tab
+  )
+fi
+
 # Static and debugging libraries; the compiler's other front ends and sanitizers.
 find usr/lib -name '*.a' ! -name 'libc_nonshared.a' ! -name 'libgcc.a' ! -name 'libgcc_eh.a' ! -name 'libpthread.a' ! -name 'libdl.a' ! -name 'librt.a' ! -name 'libm.a' \
   ! -name libutil.a -delete 2>/dev/null || true

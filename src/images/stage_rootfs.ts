@@ -24,7 +24,8 @@ const LEFT_OUT = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "
 const CONTENTS: ReadonlyArray<readonly [string, RegExp]> = [
   ["Bun", /^usr\/bin\/bun$/],
   ["uv", /^usr\/bin\/uvx?$/],
-  ["CPython", /python|^usr\/share\/zoneinfo/],
+  ["CPython", /python/],
+  ["time zones", /^usr\/share\/zoneinfo/],
   [
     "C compiler",
     /gcc|^usr\/include|cc1|binutils|ldscripts|lib(bfd|opcodes|isl|mpfr|mpc|ctf|sframe)|bin\/x86_64-linux|bin\/(as|ld)|\.a$|crt.*\.o$/,

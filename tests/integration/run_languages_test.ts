@@ -35,6 +35,27 @@ for (const [language, code] of Object.entries(PRINT) as [Language, string][]) {
     assert.ok(["[] False\n", "0 undefined\n", "[]\n"].includes(stdout), stdout);
   });
 
+  test(`${language}: time zones are known by their names, the older ones too`, async () => {
+    // 2024-07-01T12:00:00Z: all of these have summer time but the last.
+    const hour: Record<Language, string> = {
+      python: "import time; print(time.localtime(1719835200).tm_hour)",
+      javascript: "console.log(new Date(1719835200000).getHours())",
+      raw: "date -d @1719835200 +%-H",
+    };
+    const zones = { "Europe/Berlin": 14, "America/New_York": 8, "US/Eastern": 8, "Asia/Calcutta": 17, UTC: 12 };
+    for (const [TZ, wanted] of Object.entries(zones)) {
+      assert.equal((await run(language, hour[language], { env: { TZ } })).stdout, `${wanted}\n`, TZ);
+    }
+    // What a program of the image makes of it.
+    const spawn: Record<Language, string> = {
+      python:
+        "import subprocess; print(subprocess.run(['date', '-d', '@1719835200', '+%H %Z'], capture_output=True, text=True).stdout, end='')",
+      javascript: "process.stdout.write(require('child_process').execFileSync('date', ['-d', '@1719835200', '+%H %Z']))",
+      raw: "(date -d @1719835200 '+%H %Z')",
+    };
+    assert.equal((await run(language, spawn[language], { env: { TZ: "Europe/Berlin" } })).stdout, "14 CEST\n");
+  });
+
   test(`${language}: env reaches the process environment, and only as data`, async () => {
     const read: Record<Language, string> = {
       python: "import os; print(os.environ['GREETING'], end='')",

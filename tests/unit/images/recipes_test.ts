@@ -84,6 +84,43 @@ test("a pruned root has our user, its mount points, and neither set-user-id bits
   assert.throws(() => lstatSync(path.join(tree, "etc/dangling")));
 });
 
+test("a pruned root keeps the compiled time zones, with every older name as a link, and nothing beside them", async (t) => {
+  const tree = debianTree(t), zones = path.join(tree, "usr/share/zoneinfo");
+  for (const directory of ["Europe", "America/Argentina", "right/Europe", "posix"]) {
+    mkdirSync(path.join(zones, directory), { recursive: true });
+  }
+  for (
+    const zone of [
+      "Europe/Berlin",
+      "America/New_York",
+      "America/Argentina/Catamarca",
+      "right/Europe/Berlin",
+      "UTC",
+      "zone.tab",
+      "leapseconds",
+    ]
+  ) {
+    writeFileSync(path.join(zones, zone), zone);
+  }
+  const links = "L America/New_York US/Eastern\nL US/Eastern EST5EDT\nL UTC Zulu\n" +
+    "L America/Argentina/Catamarca America/Argentina/ComodRivadavia\nL America/New_York Europe/Berlin\n";
+  writeFileSync(path.join(zones, "tzdata.zi"), `# version 2026a\nZ UTC 0 - UTC\n${links}`);
+  for (let round = 0; round < 2; round++) {
+    const { code, stderr } = await run(["sh", path.join(IMAGES, "rootfs/prune.sh"), tree, "raw"]);
+    assert.deepEqual([code, stderr], [0, ""]);
+  }
+  const read = (name: string) => readFileSync(path.join(zones, name), "utf8");
+  assert.deepEqual(["US/Eastern", "EST5EDT", "Zulu", "America/Argentina/ComodRivadavia", "Europe/Berlin"].map(read), [
+    "America/New_York",
+    "America/New_York",
+    "UTC",
+    "America/Argentina/Catamarca",
+    "Europe/Berlin",
+  ]);
+  assert.equal(readlinkSync(path.join(zones, "US/Eastern")), "../America/New_York");
+  assert.deepEqual(["right", "posix", "zone.tab", "leapseconds", "tzdata.zi"].filter((name) => existsSync(path.join(zones, name))), []);
+});
+
 test("the recipe refuses a directory that is no Debian root, and touches nothing in it", async (t) => {
   const directory = temporaryDirectory(t);
   mkdirSync(path.join(directory, "tmp"));
