@@ -12,8 +12,28 @@
  * @module
  */
 export { Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
-export type { Language, OutputCallback, RunRequest } from "./run/request.ts";
+export type { OutputCallback } from "./run/check.ts";
+export type { Language, RunRequest } from "./run/request.ts";
 export type { DisplayData, ExecutionResult, ExposedPort, StartKind, Timing } from "./run/result.ts";
+export type { Session } from "./run/session.ts";
+export type { ExecOptions, SessionRequest } from "./run/session_request.ts";
+export type { CodeState, Completion } from "./run/assist.ts";
+export type { ExecutionEvent, ExecutionStream } from "./run/execution_stream.ts";
+export type { OutputEvent } from "./run/execute.ts";
+export type { FileSource, FileSources, LocalSource } from "./run/file_source.ts";
+export type {
+  CallOptions,
+  FileInfo,
+  MakeDirOptions,
+  ReadFileOptions,
+  RemoveOptions,
+  StatOptions,
+  WriteFileOptions,
+} from "./run/session_files.ts";
+export type { SessionProcess } from "./run/session_process.ts";
+export type { AttachOptions, InputSource, ProcessInfo, ProcessStatus, SpawnOptions } from "./run/session_process.ts";
+export type { EntryType } from "./channel/guest_files.ts";
+export type { TerminalSize } from "./channel/guest_processes.ts";
 export type { BakeProgress } from "./run/bake.ts";
 export type { SchedulerConfig } from "./config/config.ts";
 export type { LogFields, Logger, LogLevel } from "./base/log.ts";

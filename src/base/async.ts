@@ -16,8 +16,20 @@ export class Semaphore {
   /** Waits its turn; the permit returns when disposed. Rejects with the signal's reason when aborted first. */
   async acquire(signal?: AbortSignal): Promise<Disposable> {
     signal?.throwIfAborted();
-    if (this.#free > 0) this.#free -= 1;
-    else await this.#wait(signal);
+    const permit = this.tryAcquire();
+    if (permit) return permit;
+    await this.#wait(signal);
+    return this.#permit();
+  }
+
+  /** A permit that is free now, or undefined. */
+  tryAcquire(): Disposable | undefined {
+    if (this.#free === 0) return undefined;
+    this.#free -= 1;
+    return this.#permit();
+  }
+
+  #permit(): Disposable {
     let isHeld = true;
     return {
       [Symbol.dispose]: () => {
@@ -63,11 +75,15 @@ export function abortable<T>(promise: Promise<T>, signal: AbortSignal | undefine
 /** A signal that aborts with `reason()` after `ms`, unless disposed first. */
 export class Deadline implements Disposable {
   readonly #controller = new AbortController();
-  readonly #timer: ReturnType<typeof setTimeout>;
+  #timer: ReturnType<typeof setTimeout>;
 
-  /** `reason` is called only when the time is up. */
-  constructor(ms: number, reason: () => unknown) {
-    this.#timer = setTimeout(() => this.#controller.abort(reason()), ms);
+  /** `reason` is called only when the time is up. While `isPaused` then says so, the whole time starts anew. */
+  constructor(ms: number, reason: () => unknown, isPaused: () => boolean = () => false) {
+    const onTime = () => {
+      if (isPaused()) this.#timer = setTimeout(onTime, ms);
+      else this.#controller.abort(reason());
+    };
+    this.#timer = setTimeout(onTime, ms);
   }
 
   /** Aborts when the time is up. */

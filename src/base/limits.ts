@@ -30,6 +30,26 @@ export const TIMEOUT_MAX_SECONDS = 300;
 export const MEMORY_MIN_MIB = 128;
 /** Processes of the user in one guest. */
 export const GUEST_PROCESSES_MAX = 1024;
+/** Seconds until an idle session closes. */
+export const IDLE_TIMEOUT_MIN_SECONDS = 10;
+/** Seconds until an idle session closes. */
+export const IDLE_TIMEOUT_MAX_SECONDS = 3600;
+/** Display data of one object, as JSON. */
+export const DISPLAY_MAX_BYTES = 8 * 1_048_576;
+/** Display data of one execution, as JSON. */
+export const DISPLAY_TOTAL_MAX_BYTES = 16 * 1_048_576;
+/** Objects of display data that one execution's result keeps. */
+export const DISPLAY_OBJECTS_MAX = 10_000;
+/** Candidates of one completion. */
+export const COMPLETIONS_MAX = 1_000;
+/** Entries of a directory that is listed. */
+export const DIRECTORY_ENTRIES_MAX = 100_000;
+/** Processes that a session has beside its executions. */
+export const SESSION_PROCESSES_MAX = 32;
+/** Arguments of one process, each with its ending NUL. */
+export const ARGUMENTS_MAX_BYTES = 131_072;
+/** Columns or rows of a terminal. */
+export const TERMINAL_MAX_CELLS = 65_535;
 /** A decoded chunk handed to a callback. */
 export const CALLBACK_CHUNK_MAX_BYTES = 65_536;
 
@@ -39,6 +59,10 @@ export const FRAME_MAX_BYTES = 65_536;
 export const STREAM_CREDIT_BYTES = 262_144;
 /** Streams open at once on one channel. */
 export const STREAMS_MAX = 64;
+/** File transfers and listings at once on one channel. */
+export const TRANSFERS_MAX = 16;
+/** Short calls (stat, rename, interrupt …) at once on one channel. With transfers, processes and an execution they fit into its streams. */
+export const CALLS_MAX = 8;
 /** Version of the control channel. */
 export const PROTOCOL_VERSION = 1;
 
@@ -54,5 +78,11 @@ export const GUEST_KILL_GRACE_MS = 5_000;
 export const RESULT_GRACE_MS = 15_000;
 /** An aborted execution is interrupted, and killed if it has not stopped after this time. */
 export const CANCEL_GRACE_MS = 2_000;
+/** A short call that has no answer by then has none to expect. Guests under memory pressure need seconds. */
+export const CALL_TIMEOUT_MS = 60_000;
+/** A transfer that waits for the guest, and on which nothing has moved for so long, is lost. */
+export const TRANSFER_STALL_MS = 60_000;
+/** What may complete a line, or whether a block is unfinished: the guest has so long to say. */
+export const ASSIST_TIMEOUT_MS = 5_000;
 /** Kernel and agent log kept per VM for error messages. */
 export const CONSOLE_TAIL_MAX_BYTES = 16_384;

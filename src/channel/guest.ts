@@ -1,7 +1,7 @@
 /** Guest: the agent's methods as typed calls; everything it says is checked before it is believed. */
 import type { Duplex } from "node:stream";
 import { abortable, Deadline } from "../base/async.ts";
-import { CommunicationError, GuestAgentError, OutcomeUnknownError, type SandboxErrorOptions, shown } from "../base/errors.ts";
+import { CommunicationError, OutcomeUnknownError, shown } from "../base/errors.ts";
 import {
   CANCEL_GRACE_MS,
   GUEST_KILL_GRACE_MS,
@@ -10,13 +10,15 @@ import {
   STDERR_MAX_BYTES,
   STDOUT_MAX_BYTES,
 } from "../base/limits.ts";
-import { type Answer, type DataHandler, Mux, type MuxStream } from "./mux.ts";
+import { answerObject, isCount, type JsonObject, parseObject, resultOf, unreadable } from "./answer.ts";
+import { type DisplayData, DisplayReader } from "./display.ts";
+import { GuestFiles } from "./guest_files.ts";
+import { GuestProcesses } from "./guest_processes.ts";
+import { type DataHandler, Mux, type MuxStream } from "./mux.ts";
+import { BodySource, callAnswer, environmentBlock, type Graces, type Message, stopStream } from "./stream_io.ts";
 import { concat, DATA_FLAG, WireError } from "./wire.ts";
 
-/** Of what the agent says in its own words, so much goes into an error. */
-const MESSAGE_MAX_CHARS = 1024;
-
-const encoder = new TextEncoder(), decoder = new TextDecoder();
+const encoder = new TextEncoder();
 
 /** What the agent says of itself once it has booted. */
 export interface GuestAnnouncement {
@@ -40,6 +42,10 @@ export interface ExecRequest {
   readonly timeoutMs: number;
   /** Nothing runs after it in the VM: the code ends as a program does, with its timers, threads and exit handlers. */
   readonly isFinal?: boolean;
+  /** The program's standard input; default: it is at its end. What the source throws ends the execution, and is what the caller gets. */
+  readonly stdin?: AsyncIterable<Uint8Array> | undefined;
+  /** The code is not run: the answer is about it, as JSON in `value`. */
+  readonly assist?: "complete" | "is_complete";
 }
 
 /** Which cap ended an execution. */
@@ -55,27 +61,29 @@ export interface ExecReply {
   readonly isReset: boolean;
   readonly outputLimit: OutputName | undefined;
   readonly value: string | undefined;
+  /** Display data came that could not be read, and was left out. */
+  readonly isDisplayMalformed: boolean;
 }
 
-/** Where the output of an execution goes: raw bytes, valid during the call only. */
+/**
+ * Where what an execution shows goes. Where a promise is returned, the guest is held back until it has settled, and that time does not
+ * count as the guest's silence.
+ */
 export interface ExecSinks {
-  onOutput(name: OutputName, bytes: Uint8Array): void;
-}
-
-/** How long the host waits beyond what the guest was given. */
-export interface Graces {
-  /** For the guest to end a program that ran out of time. */
-  readonly killMs: number;
-  /** For the guest to interrupt an aborted execution before it kills it. */
-  readonly cancelMs: number;
-  /** For the answer itself, on top of either. */
-  readonly resultMs: number;
+  /** Raw bytes, valid during the call only. */
+  onOutput(name: OutputName, bytes: Uint8Array): void | Promise<void>;
+  /** Display data of one object. */
+  onDisplay?(data: DisplayData): void | Promise<void>;
 }
 
 const GRACES: Graces = { killMs: GUEST_KILL_GRACE_MS, cancelMs: CANCEL_GRACE_MS, resultMs: RESULT_GRACE_MS };
 
 /** The agent of one VM. */
 export class GuestChannel {
+  /** Files below the user's home. */
+  readonly files: GuestFiles;
+  /** Processes beside the executions. */
+  readonly processes: GuestProcesses;
   readonly #mux: Mux;
   readonly #graces: Graces;
   readonly #announced = Promise.withResolvers<GuestAnnouncement>();
@@ -86,6 +94,8 @@ export class GuestChannel {
   constructor(pipe: Duplex, graces: Graces = GRACES) {
     this.#graces = graces;
     this.#mux = new Mux(pipe, (payload) => this.#onHello(payload));
+    this.files = new GuestFiles(this.#mux, graces);
+    this.processes = new GuestProcesses(this.#mux, graces);
     this.#announced.promise.catch(() => {}); // A clone announces nothing; nobody waits then.
     this.#mux.closed.addEventListener("abort", () => {
       this.#announced.reject(this.#mux.closed.reason);
@@ -125,23 +135,27 @@ export class GuestChannel {
    */
   async exec(request: ExecRequest, sinks: ExecSinks, signal?: AbortSignal): Promise<ExecReply> {
     signal?.throwIfAborted();
-    const env = encoder.encode(Object.entries(request.env).map(([name, value]) => `${name}=${value}\0`).join(""));
+    const env = environmentBlock(request.env);
     const code = encoder.encode(request.code);
+    const display = new DisplayReader();
     const stream = this.#mux.open({
       method: "exec",
       envBytes: env.length,
       codeBytes: code.length,
       timeoutMs: request.timeoutMs,
-      stdin: false,
+      stdin: request.stdin !== undefined,
       final: request.isFinal ?? false,
+      ...(request.assist === undefined ? {} : { assist: request.assist }),
       stdoutLimit: STDOUT_MAX_BYTES,
       stderrLimit: STDERR_MAX_BYTES,
-    }, outputHandler(sinks));
+    }, outputHandler(sinks, display));
     void stream.send(env.length === 0 ? code : concat(env, code), DATA_FLAG.body);
     const waitMs = request.timeoutMs + this.#graces.killMs + this.#graces.resultMs;
-    using deadline = new Deadline(waitMs, () => lostError(waitMs));
+    using deadline = new Deadline(waitMs, () => lostError(waitMs), () => stream.heldBytes > 0);
+    using input = request.stdin === undefined ? undefined : new BodySource(stream, request.stdin);
     try {
-      return parseExecReply(await this.#answerOf(stream, deadline.signal, signal));
+      const payload = await this.#answerOf(stream, deadline.signal, [signal, input?.failed]);
+      return { ...parseExecReply(payload), isDisplayMalformed: display.isMalformed };
     } catch (cause) {
       if (!(cause instanceof CommunicationError)) throw cause;
       throw new OutcomeUnknownError("Cannot tell how the code ended: the VM was lost while it ran", { cause });
@@ -168,22 +182,25 @@ export class GuestChannel {
     this.#mux.close();
   }
 
-  async #call(message: { method: string }, signal?: AbortSignal): Promise<Record<string, unknown>> {
-    return answerObject(resultOf(await abortable(this.#mux.open(message).answer, signal), message.method));
+  async #call(message: Message, signal?: AbortSignal): Promise<JsonObject> {
+    signal?.throwIfAborted();
+    return answerObject(resultOf(await callAnswer(this.#mux, message, signal), message.method));
   }
 
-  /** The answer; after an abort the guest gets time to stop, and the abort's reason is what the caller sees. */
-  async #answerOf(stream: MuxStream, deadline: AbortSignal, signal?: AbortSignal): Promise<Uint8Array> {
+  /** The answer; after an abort by any of `signals` the guest gets time to stop, and the abort's reason is what the caller sees. */
+  async #answerOf(
+    stream: MuxStream,
+    deadline: AbortSignal,
+    signals: ReadonlyArray<AbortSignal | undefined>,
+  ): Promise<Uint8Array> {
     try {
-      const waiting = signal ? AbortSignal.any([signal, deadline]) : deadline;
-      return resultOf(await abortable(stream.answer, waiting), "exec");
+      const waiting = signals.reduce((promise, signal) => abortable(promise, signal), abortable(stream.answer, deadline));
+      return resultOf(await waiting, "exec");
     } catch (error) {
-      if (!signal?.aborted) throw error;
-      const { cancelMs, resultMs } = this.#graces;
-      stream.cancel(cancelMs);
-      using grace = new Deadline(cancelMs + resultMs, () => new CommunicationError("Cannot stop the code: no answer"));
-      await abortable(stream.answer, grace.signal).catch(() => this.close()); // A guest that does not even stop is lost.
-      throw signal.reason;
+      const aborted = signals.find((signal) => signal?.aborted);
+      if (!aborted) throw error;
+      await stopStream(this.#mux, stream, this.#graces);
+      throw aborted.reason;
     }
   }
 
@@ -205,11 +222,15 @@ export class GuestChannel {
   }
 }
 
-function outputHandler(sinks: ExecSinks): DataHandler {
+function outputHandler(sinks: ExecSinks, display: DisplayReader): DataHandler {
   return (flags, payload) => {
-    if (flags === DATA_FLAG.stdout) sinks.onOutput("stdout", payload);
-    else if (flags === DATA_FLAG.stderr) sinks.onOutput("stderr", payload);
-    else throw new WireError("flags", `output has the flags ${DATA_FLAG.stdout} or ${DATA_FLAG.stderr}, got ${flags}`);
+    if (flags === DATA_FLAG.stdout) return sinks.onOutput("stdout", payload);
+    if (flags === DATA_FLAG.stderr) return sinks.onOutput("stderr", payload);
+    if (flags !== DATA_FLAG.display) {
+      throw new WireError("flags", `output has the flags ${DATA_FLAG.stdout}, ${DATA_FLAG.stderr} or ${DATA_FLAG.display}, got ${flags}`);
+    }
+    const taken = display.push(payload).map((data) => sinks.onDisplay?.(data)).filter((promise) => promise !== undefined);
+    return taken.length === 0 ? undefined : Promise.all(taken).then(() => {});
   };
 }
 
@@ -217,43 +238,12 @@ function lostError(waitMs: number): OutcomeUnknownError {
   return new OutcomeUnknownError(`Cannot tell how the code ended: no answer from the guest ${waitMs} ms after it was sent`);
 }
 
-function resultOf(answer: Answer, method: string): Uint8Array {
-  if (answer.kind === "result") return answer.payload;
-  const { code, message } = answerObject(answer.payload);
-  const options: SandboxErrorOptions = code === "busy" ? { retry: "safe" } : { retry: "unknown" };
-  throw new GuestAgentError(
-    `Cannot ${method} in the guest: ${quotable(message)} (${quotable(code)})`,
-    options,
-  );
-}
-
-/** What the guest wrote, fit for a message: a terminal must not obey it. */
-function quotable(value: unknown): string {
-  return typeof value === "string" ? value.slice(0, MESSAGE_MAX_CHARS).replace(/\p{Cc}+/gu, " ") : shown(value);
-}
-
-/** The JSON object in `payload`, or undefined when it is none. */
-function parseObject(payload: Uint8Array): Record<string, unknown> | undefined {
-  try {
-    const value: unknown = JSON.parse(decoder.decode(payload));
-    return typeof value === "object" && value !== null && !Array.isArray(value) ? value as Record<string, unknown> : undefined;
-  } catch {
-    return undefined; // Not JSON and not an object are the same mistake of the peer.
-  }
-}
-
-function answerObject(payload: Uint8Array): Record<string, unknown> {
-  const message = parseObject(payload);
-  if (message) return message;
-  throw unreadable(payload);
-}
-
 /** Throws `GuestAgentError` for a reply that no agent of ours would send. */
-function parseExecReply(payload: Uint8Array): ExecReply {
+function parseExecReply(payload: Uint8Array): Omit<ExecReply, "isDisplayMalformed"> {
   const { exitCode, timedOut, executionUs, reset, outputLimit, value } = answerObject(payload);
   const isValid = Number.isInteger(exitCode) && (exitCode as number) >= -1 && (exitCode as number) <= 255 &&
     typeof timedOut === "boolean" && typeof reset === "boolean" &&
-    Number.isSafeInteger(executionUs) && (executionUs as number) >= 0 &&
+    isCount(executionUs) &&
     (outputLimit === null || outputLimit === "stdout" || outputLimit === "stderr") &&
     (value === null || typeof value === "string");
   if (!isValid) throw unreadable(payload);
@@ -265,8 +255,4 @@ function parseExecReply(payload: Uint8Array): ExecReply {
     outputLimit: outputLimit ?? undefined,
     value: value ?? undefined,
   };
-}
-
-function unreadable(answer: Uint8Array): GuestAgentError {
-  return new GuestAgentError(`Cannot read the guest's answer: ${quotable(decoder.decode(answer.subarray(0, 256)))}`, { retry: "unknown" });
 }

@@ -11,8 +11,11 @@ const text = new TextEncoder();
 /** How a stream ended, by the guest's own word. */
 export type Answer = { readonly kind: "result" | "error"; readonly payload: Uint8Array };
 
-/** Called with each DATA payload and its flags. The view is valid during the call only. */
-export type DataHandler = (flags: number, payload: Uint8Array) => void;
+/**
+ * Called with each DATA payload and its flags. The view is valid during the call only. Where a promise is returned, the bytes count as
+ * consumed once it has settled; until then the guest gets no new credit for them.
+ */
+export type DataHandler = (flags: number, payload: Uint8Array) => void | Promise<void>;
 
 /** The host's end of the channel. A failure of the pipe or of the peer ends every stream at once. */
 export class Mux {
@@ -116,6 +119,10 @@ export class MuxStream {
   #sendCreditBytes = STREAM_CREDIT_BYTES;
   #receiveCreditBytes = STREAM_CREDIT_BYTES;
   #consumedBytes = 0;
+  #heldBytes = 0;
+  #isReleased = false;
+  #hasEnded = false;
+  #frameCount = 0;
   #sending: Promise<void> | undefined;
   #wakeSender: (() => void) | undefined;
 
@@ -155,9 +162,33 @@ export class MuxStream {
     }
   }
 
-  /** No more DATA from us. */
+  /** No more DATA from us. May be called twice. */
   end(): void {
-    if (!this.#isOver) this.#mux.send(this.id, KIND.end, 0);
+    if (!this.#isOver && !this.#hasEnded) this.#mux.send(this.id, KIND.end, 0);
+    this.#hasEnded = true;
+  }
+
+  /** Bytes that came and that our own consumer has not taken yet. */
+  get heldBytes(): number {
+    return this.#heldBytes;
+  }
+
+  /** Frames that came so far: does not change while the guest is silent. */
+  get frameCount(): number {
+    return this.#frameCount;
+  }
+
+  /** We said all we have to say, or cannot go on without more credit. */
+  get isAwaitingGuest(): boolean {
+    return this.#hasEnded || this.#wakeSender !== undefined;
+  }
+
+  /** Nobody consumes any more: what came and what comes counts as taken. */
+  release(): void {
+    this.#isReleased = true;
+    const heldBytes = this.#heldBytes;
+    this.#heldBytes = 0;
+    this.#grant(heldBytes);
   }
 
   /** Asks the guest to interrupt what the stream does, and to kill it `graceMs` later. The answer still comes. */
@@ -167,6 +198,7 @@ export class MuxStream {
 
   /** For the mux: one frame of this stream. Throws `WireError` when the guest breaks the rules. */
   receive(frame: Frame): void {
+    this.#frameCount += 1;
     switch (frame.kind) {
       case KIND.data:
         return this.#receiveData(frame);
@@ -199,9 +231,21 @@ export class MuxStream {
     if (this.#receiveCreditBytes < 0) {
       throw new WireError("credit", `stream ${this.id} got ${-this.#receiveCreditBytes} bytes beyond its credit`);
     }
-    this.#onData(frame.flags, frame.payload);
-    this.#consumedBytes += frame.payload.length;
-    if (this.#consumedBytes < GRANT_AT_BYTES) return;
+    const byteCount = frame.payload.length;
+    const consumed = this.#onData(frame.flags, frame.payload);
+    if (consumed === undefined || this.#isReleased) return this.#grant(byteCount);
+    this.#heldBytes += byteCount;
+    const onConsumed = () => {
+      if (this.#isReleased) return;
+      this.#heldBytes -= byteCount;
+      this.#grant(byteCount);
+    };
+    consumed.then(onConsumed, onConsumed);
+  }
+
+  #grant(byteCount: number): void {
+    this.#consumedBytes += byteCount;
+    if (this.#consumedBytes < GRANT_AT_BYTES || this.#isOver) return;
     this.#mux.send(this.id, KIND.credit, 0, encodeCredit(this.#consumedBytes));
     this.#receiveCreditBytes += this.#consumedBytes;
     this.#consumedBytes = 0;

@@ -225,7 +225,8 @@ async function breakIfDead(file: string): Promise<void> {
   if (right && (await readLock(file))?.text === found.text) await fs.rm(file, { force: true });
 }
 
-function temporaryName(): string {
+/** A name for something in the making: it names its owner, so that others can tell what a dead process left. */
+export function temporaryName(): string {
   const { pid, startTicks } = ownIdentity();
   return `${TEMPORARY_PREFIX}${pid}-${startTicks}-${randomUUID()}`;
 }

@@ -70,3 +70,9 @@ function checkValue(name: string, value: unknown): void {
   }
   if (!value.isWellFormed()) throw new EnvVarValidationError(`Cannot set env: ${name} must be valid Unicode, got a lone surrogate`);
 }
+
+/** `own` on top of the session's variables, checked together. */
+export function mergeEnv(session: Readonly<Record<string, string>>, own: unknown): Readonly<Record<string, string>> {
+  const checked = checkEnv(own);
+  return Object.keys(session).length === 0 ? checked : checkEnv({ ...session, ...checked });
+}

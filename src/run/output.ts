@@ -1,7 +1,7 @@
 /** Output: guest bytes → bounded text, and pieces of it for callbacks. */
 import { CALLBACK_CHUNK_MAX_BYTES } from "../base/limits.ts";
 import type { Logger } from "../base/log.ts";
-import type { OutputCallback } from "./request.ts";
+import type { OutputCallback } from "./check.ts";
 
 /** Each byte becomes at most one U+FFFD, which is three bytes: a piece of this size never grows past the callback's limit. */
 const PIECE_BYTES = Math.floor(CALLBACK_CHUNK_MAX_BYTES / 3) - 3;

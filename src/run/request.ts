@@ -1,15 +1,14 @@
 /** Requests: what a caller asks for, and the check of every field before anything starts. */
 
 import { Buffer } from "node:buffer";
-import { InputValidationError, shown, VmConfigError } from "../base/errors.ts";
-import { CODE_MAX_BYTES, MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
+import { InputValidationError, shown } from "../base/errors.ts";
+import { CODE_MAX_BYTES } from "../base/limits.ts";
+import { checkCallback, checkFields, checkFlag, checkMemory, checkSignal, checkTimeout, type OutputCallback } from "./check.ts";
 import { checkEnv } from "./env.ts";
+import { checkFiles, type FileSources } from "./file_source.ts";
 
 /** The three languages. */
 export type Language = "python" | "javascript" | "raw";
-
-/** Called with decoded text of at most 64 KiB as it arrives. One that throws is logged once and called no more. */
-export type OutputCallback = (text: string) => void;
 
 /** One execution in a VM of its own. */
 export interface RunRequest {
@@ -23,6 +22,8 @@ export interface RunRequest {
   readonly memoryMb?: number;
   /** Environment of this execution only; at most 100 variables. */
   readonly env?: Readonly<Record<string, string>>;
+  /** Files written before the code runs: path below the home directory → content. */
+  readonly files?: FileSources;
   /** Ends the execution; the call rejects with the signal's reason. */
   readonly signal?: AbortSignal;
   /** Throw `ExecutionFailedError` or `VmTimeoutError` for an unsuccessful result. Default false. */
@@ -56,6 +57,7 @@ const FIELDS: ReadonlySet<string> = new Set<keyof RunRequest>([
   "timeoutSeconds",
   "memoryMb",
   "env",
+  "files",
   "signal",
   "check",
   "onStdout",
@@ -66,41 +68,32 @@ const BYTE_ORDER_MARK = "\uFEFF";
 
 /** Checks `request`. Throws `InputValidationError`, `EnvVarValidationError` or `VmConfigError`; nothing has started then. */
 export function checkRequest(request: RunRequest, defaults: RequestDefaults): CheckedRequest {
-  if (typeof request !== "object" || request === null) {
-    throw new InputValidationError(`Cannot run: the request must be an object, got ${shown(request)}`);
-  }
-  for (const field of Object.keys(request)) {
-    if (!FIELDS.has(field)) {
-      throw new VmConfigError(`Cannot run: unknown field "${field}"`, { hint: `Known fields: ${[...FIELDS].join(", ")}.` });
-    }
-  }
-  const { signal, onStdout, onStderr, onBootLog } = request;
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw new InputValidationError(`Cannot run: signal must be an AbortSignal, got ${shown(signal)}`);
-  }
-  for (const [name, callback] of Object.entries({ onStdout, onStderr, onBootLog })) {
-    if (callback !== undefined && typeof callback !== "function") {
-      throw new InputValidationError(`Cannot run: ${name} must be a function, got ${shown(callback)}`);
-    }
-  }
-  const check: unknown = request.check ?? false;
-  if (typeof check !== "boolean") throw new InputValidationError(`Cannot run: check must be true or false, got ${shown(check)}`);
+  const { signal, onStdout, onStderr, onBootLog } = checkFields("run", request, FIELDS, "the request");
   return {
     code: checkCode(request.code),
     language: checkLanguage(request.language),
     timeoutSeconds: checkTimeout(request.timeoutSeconds ?? defaults.timeoutSeconds),
     memoryMb: checkMemory(request.memoryMb ?? defaults.memoryMb),
     env: checkEnv(request.env ?? {}),
-    check,
-    signal,
-    onStdout,
-    onStderr,
-    onBootLog,
+    files: checkFiles("run", request.files ?? {}),
+    check: checkFlag("run", "check", request.check),
+    signal: checkSignal("run", signal),
+    onStdout: checkCallback("run", "onStdout", onStdout),
+    onStderr: checkCallback("run", "onStderr", onStderr),
+    onBootLog: checkCallback("run", "onBootLog", onBootLog),
   };
 }
 
-/** The code without its byte-order mark. */
+/** The code without its byte-order mark, which is more than white space. */
 export function checkCode(code: unknown): string {
+  const text = checkCodeText(code);
+  // Unicode's own list: String.trim() keeps U+0085, which the guest counts as white space.
+  if (!/[^\p{White_Space}\uFEFF]/u.test(text)) throw new InputValidationError("Cannot run: code must be more than white space");
+  return text;
+}
+
+/** The same for code that is not run, and may be nothing. */
+export function checkCodeText(code: unknown): string {
   if (typeof code !== "string") throw new InputValidationError(`Cannot run: code must be a string, got ${shown(code)}`);
   if (!code.isWellFormed()) throw new InputValidationError("Cannot run: code must be valid Unicode, got a lone surrogate");
   const byteCount = Buffer.byteLength(code);
@@ -108,31 +101,14 @@ export function checkCode(code: unknown): string {
     throw new InputValidationError(`Cannot run: code must be at most ${CODE_MAX_BYTES} bytes of UTF-8, got ${byteCount}`);
   }
   const text = code.startsWith(BYTE_ORDER_MARK) ? code.slice(1) : code;
-  // Unicode's own list: String.trim() keeps U+0085, which the guest counts as white space.
-  if (!/[^\p{White_Space}\uFEFF]/u.test(text)) throw new InputValidationError("Cannot run: code must be more than white space");
   const nul = text.indexOf("\0");
   if (nul >= 0) throw new InputValidationError(`Cannot run: code must not contain a NUL character, got one at position ${nul}`);
   return text;
 }
 
 /** One of the three languages. */
-export function checkLanguage(language: unknown): Language {
+export function checkLanguage(language: unknown, action = "run"): Language {
   const known = LANGUAGES.find((candidate) => candidate === language);
   if (known) return known;
-  throw new InputValidationError(`Cannot run: language must be one of ${LANGUAGES.join(", ")}, got ${shown(language)}`);
-}
-
-/** Seconds, whole or not, within the limits. */
-export function checkTimeout(seconds: unknown): number {
-  const isValid = typeof seconds === "number" && seconds >= TIMEOUT_MIN_SECONDS && seconds <= TIMEOUT_MAX_SECONDS;
-  if (isValid) return seconds;
-  throw new InputValidationError(
-    `Cannot run: timeoutSeconds must be between ${TIMEOUT_MIN_SECONDS} and ${TIMEOUT_MAX_SECONDS}, got ${shown(seconds)}`,
-  );
-}
-
-/** Whole MB of at least the minimum. */
-export function checkMemory(memoryMb: unknown): number {
-  if (typeof memoryMb === "number" && Number.isSafeInteger(memoryMb) && memoryMb >= MEMORY_MIN_MIB) return memoryMb;
-  throw new VmConfigError(`Cannot set memory: memoryMb must be a whole number of at least ${MEMORY_MIN_MIB}, got ${shown(memoryMb)}`);
+  throw new InputValidationError(`Cannot ${action}: language must be one of ${LANGUAGES.join(", ")}, got ${shown(language)}`);
 }

@@ -1,13 +1,15 @@
 /** Results: what an execution leaves, as users and the CLI see it. */
+import type { DisplayData } from "../channel/display.ts";
+export type { DisplayData } from "../channel/display.ts";
 
 /** How the VM of an execution came to be. */
 export type StartKind = "cold" | "template" | "warm";
 
 /** Where the caller's time went, in whole milliseconds, rounded up. */
 export interface Timing {
-  /** Before a VM was started: validation, admission, baking a template that did not exist. */
+  /** Before a VM was started: validation, admission, baking a template that did not exist. In a session: waiting for earlier executions. */
   readonly setupMs: number;
-  /** From QEMU's start to the guest's first answer; 0 only for a warm VM. */
+  /** From QEMU's start to the guest's first answer; 0 only for a warm VM, and in a session, whose VM runs already. */
   readonly bootMs: number;
   /** From the guest's first answer to the result. */
   readonly executeMs: number;
@@ -29,9 +31,6 @@ export interface ExposedPort {
   readonly url: string;
 }
 
-/** Display data of one object: MIME type → content (base64 for binary types). */
-export type DisplayData = Readonly<Record<string, string>>;
-
 /** What an execution leaves. A non-zero exit, a signal and a time-out are results, not exceptions. */
 export interface ExecutionResult {
   /** At most 1,000,000 bytes; bytes that are no UTF-8 become U+FFFD. */
@@ -40,7 +39,7 @@ export interface ExecutionResult {
   readonly stderr: string;
   /** Text of a trailing expression (Python, JavaScript), when there was one. */
   readonly value?: string;
-  /** Display data, in the order it was shown. */
+  /** Display data, in the order it was shown; at most 16 MiB and 10,000 objects. */
   readonly results: readonly DisplayData[];
   /** 0 success, `128+N` signal N, -1 no status (timed out or lost). */
   readonly exitCode: number;
@@ -50,13 +49,13 @@ export interface ExecutionResult {
   readonly executionTimeMs: number;
   /** CPU time of the QEMU process on the host during this execution, milliseconds; null where it cannot be read. */
   readonly externalCpuTimeMs: number | null;
-  /** Peak resident memory of the QEMU process on the host, in MB (2^20 bytes), shared template pages included; null where it cannot be read. */
+  /** Peak resident memory of the QEMU process on the host since its start, in MB (2^20 bytes), shared template pages included; null where it cannot be read. */
   readonly externalMemoryPeakMb: number | null;
   /** Where the time went. */
   readonly timing: Timing;
   /** The VM was ready before it was asked for. */
   readonly warmPoolHit: boolean;
-  /** How the VM came to be. */
+  /** How the VM came to be; in a session the same for all its executions. */
   readonly start: StartKind;
   /** Guest ports reachable on the host. */
   readonly exposedPorts: readonly ExposedPort[];

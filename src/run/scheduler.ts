@@ -6,9 +6,14 @@ import { SessionClosedError } from "../base/errors.ts";
 import { lineLogger, type Logger } from "../base/log.ts";
 import { resolveConfig, type ResolvedConfig, type SchedulerConfig } from "../config/config.ts";
 import type { BakeProgress } from "./bake.ts";
-import { checkLanguage, checkMemory, checkRequest, type Language, type RunRequest } from "./request.ts";
+import { checkMemory } from "./check.ts";
+import { openSession } from "./open_session.ts";
+import { checkLanguage, checkRequest, type Language, type RequestDefaults, type RunRequest } from "./request.ts";
 import type { ExecutionResult } from "./result.ts";
 import { runOnce } from "./run_once.ts";
+import type { Session } from "./session.ts";
+import { checkSession, type SessionRequest } from "./session_request.ts";
+import type { RunContext } from "./start_vm.ts";
 import { Supply } from "./supply.ts";
 
 /** What only programs built on the library set. */
@@ -37,6 +42,7 @@ export class Scheduler implements AsyncDisposable {
   readonly #gate: Gate;
   readonly #closing = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
+  readonly #sessions = new Set<Session>();
   #closed: Promise<void> | undefined;
 
   private constructor(config: ResolvedConfig, supply: Supply, log: Logger) {
@@ -64,13 +70,27 @@ export class Scheduler implements AsyncDisposable {
   run(request: RunRequest): Promise<ExecutionResult> {
     const calledAt = performance.now();
     return this.#track(async () => {
-      const checked = checkRequest(request, {
-        timeoutSeconds: this.#config.defaultTimeoutSeconds,
-        memoryMb: this.#config.defaultMemoryMb,
-      });
+      const checked = checkRequest(request, this.#defaults());
       const signal = checked.signal ? AbortSignal.any([checked.signal, this.#closing.signal]) : this.#closing.signal;
       signal.throwIfAborted();
-      return await runOnce({ ...checked, signal }, { supply: this.#supply, gate: this.#gate, log: this.#log, calledAt });
+      return await runOnce({ ...checked, signal }, this.#context(calledAt));
+    });
+  }
+
+  /**
+   * Opens a session: one VM that is kept for many executions, files and processes. It takes its part of the host's budget until it is closed,
+   * by the caller, by too long a time without use, or with this scheduler. Rejects with the signal's reason when aborted before it is open.
+   */
+  session(request: SessionRequest): Promise<Session> {
+    const calledAt = performance.now();
+    return this.#track(async () => {
+      const checked = checkSession(request, { ...this.#defaults(), idleTimeoutSeconds: this.#config.sessionIdleTimeoutSeconds });
+      const signal = checked.signal ? AbortSignal.any([checked.signal, this.#closing.signal]) : this.#closing.signal;
+      signal.throwIfAborted();
+      const session = await openSession({ ...checked, signal }, this.#context(calledAt), (ended) => this.#sessions.delete(ended));
+      if (this.#closing.signal.aborted) session.end("the scheduler is closed");
+      else if (!session.closed) this.#sessions.add(session);
+      return session;
     });
   }
 
@@ -96,6 +116,7 @@ export class Scheduler implements AsyncDisposable {
   close(): Promise<void> {
     this.#closed ??= (async () => {
       this.#closing.abort(new SessionClosedError("Cannot run: the scheduler is closed"));
+      for (const session of this.#sessions) session.end("the scheduler is closed");
       await Promise.allSettled(this.#running);
       await this.#supply[Symbol.asyncDispose]();
     })();
@@ -105,6 +126,14 @@ export class Scheduler implements AsyncDisposable {
   /** The same as `close`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  #defaults(): RequestDefaults {
+    return { timeoutSeconds: this.#config.defaultTimeoutSeconds, memoryMb: this.#config.defaultMemoryMb };
+  }
+
+  #context(calledAt: number): RunContext {
+    return { supply: this.#supply, gate: this.#gate, log: this.#log, calledAt };
   }
 
   /** Lets `close` wait for what was under way when it was called. */

@@ -28,9 +28,17 @@ test("guest: an execution sends method, limits, environment and code, and gives 
     peer.send(frame.stream, KIND.result, json({ ...REPLY, exitCode: 255, value: "2" }));
   });
   const reply = await channel.exec({ code: "1 + 1 ü", env: { A: "1", B: "é" }, timeoutMs: 1000 }, {
-    onOutput: (name, bytes) => output.push([name, new TextDecoder().decode(bytes)]),
+    onOutput: (name, bytes) => void output.push([name, new TextDecoder().decode(bytes)]),
   });
-  assert.deepEqual(reply, { exitCode: 255, timedOut: false, executionUs: 812, isReset: false, outputLimit: undefined, value: "2" });
+  assert.deepEqual(reply, {
+    exitCode: 255,
+    timedOut: false,
+    executionUs: 812,
+    isReset: false,
+    outputLimit: undefined,
+    value: "2",
+    isDisplayMalformed: false,
+  });
   assert.deepEqual(output, [["stdout", "out"], ["stderr", "err"]]);
   const body = received.filter(({ kind }) => kind === KIND.data).map(({ payload }) => new TextDecoder().decode(payload)).join("");
   assert.equal(body, "A=1\0B=é\x001 + 1 ü");
@@ -184,7 +192,7 @@ test("guest: answers of one execution do not reach the next", async () => {
   for (let count = 0; count < 3; count++) peer.send(1, KIND.result, json({ ...REPLY, exitCode: 1 }));
   assert.equal((await first).exitCode, 1);
   const output: string[] = [];
-  const second = channel.exec(PATIENT, { onOutput: (name) => output.push(name) });
+  const second = channel.exec(PATIENT, { onOutput: (name) => void output.push(name) });
   await sleep(1);
   peer.send(1, KIND.data, new Uint8Array(1), DATA_FLAG.stdout);
   peer.send(1, KIND.result, json({ ...REPLY, exitCode: 2 }));

@@ -63,7 +63,7 @@ test("mux: a sender whose stream ends does not wait for ever", async () => {
 test("mux: what is consumed is granted back, so that a stream can carry any amount", async () => {
   const { mux, sent, guest } = pair();
   let got = 0;
-  const stream = mux.open({ method: "x" }, (_flags, payload) => got += payload.length);
+  const stream = mux.open({ method: "x" }, (_flags, payload) => void (got += payload.length));
   for (let sentBytes = 0; sentBytes < 4 * STREAM_CREDIT_BYTES; sentBytes += 65_536) {
     guest(stream.id, KIND.data, DATA_FLAG.stdout, new Uint8Array(65_536));
     await turn();

@@ -4,7 +4,8 @@ import test from "node:test";
 import fc from "fast-check";
 import { EnvVarValidationError, InputValidationError, SandboxError, VmConfigError } from "../../../src/base/errors.ts";
 import { CODE_MAX_BYTES } from "../../../src/base/limits.ts";
-import { checkCode, checkLanguage, checkMemory, checkRequest, checkTimeout, type RunRequest } from "../../../src/run/request.ts";
+import { checkMemory, checkTimeout } from "../../../src/run/check.ts";
+import { checkCode, checkLanguage, checkRequest, type RunRequest } from "../../../src/run/request.ts";
 
 const DEFAULTS = { timeoutSeconds: 30, memoryMb: 256 };
 const check = (request: unknown) => checkRequest(request as RunRequest, DEFAULTS);
@@ -30,6 +31,7 @@ test("request: what is not given comes from the defaults", () => {
     timeoutSeconds: 30,
     memoryMb: 256,
     env: {},
+    files: {},
     check: false,
     signal: undefined,
     onStdout: undefined,
@@ -45,6 +47,7 @@ test("request: what is given is kept", () => {
     timeoutSeconds: 7,
     memoryMb: 1000,
     env: { A: "1" },
+    files: { "a/b.txt": "content" },
     check: true,
     signal: new AbortController().signal,
     onStdout: () => {},
