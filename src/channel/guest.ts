@@ -157,6 +157,8 @@ export class GuestChannel {
       const payload = await this.#answerOf(stream, deadline.signal, [signal, input?.failed]);
       return { ...parseExecReply(payload), isDisplayMalformed: display.isMalformed };
     } catch (cause) {
+      // What it does now is nobody's any more: the channel cannot be used for anything else.
+      if (cause === deadline.signal.reason) this.#mux.close(new CommunicationError(`Cannot reach the guest: no answer after ${waitMs} ms`));
       if (!(cause instanceof CommunicationError)) throw cause;
       throw new OutcomeUnknownError("Cannot tell how the code ended: the VM was lost while it ran", { cause });
     }

@@ -73,7 +73,8 @@ export class GuestFiles {
 
   /** Writes a file whole or not at all; returns its size. Rejects with what the body throws, and with the signal's reason. */
   async write(path: string, { body, mode, size, signal }: GuestWrite): Promise<number> {
-    using _turn = await this.#transfers.acquire(signal);
+    signal?.throwIfAborted();
+    using _turn = this.#transfers.tryAcquire() ?? await this.#transfers.acquire(signal);
     const stream = this.#mux.open({ method: "file_write", path, mode: mode ?? null, size: size ?? null });
     using source = new BodySource(stream, body);
     const { payload, object } = await this.#finish(stream, {
@@ -88,7 +89,8 @@ export class GuestFiles {
 
   /** Reads a file; returns its size. Rejects with the signal's reason. */
   async read(path: string, { onBytes, failed, signal }: GuestRead): Promise<number> {
-    using _turn = await this.#transfers.acquire(signal);
+    signal?.throwIfAborted();
+    using _turn = this.#transfers.tryAcquire() ?? await this.#transfers.acquire(signal);
     let receivedBytes = 0, isTooLarge = false;
     const tooLarge = new AbortController();
     const stream = this.#mux.open({ method: "file_read", path }, (flags, bytes) => {
@@ -112,7 +114,8 @@ export class GuestFiles {
 
   /** The entries of a directory, in the guest's order. */
   async list(path: string, signal?: AbortSignal): Promise<GuestEntry[]> {
-    using _turn = await this.#transfers.acquire(signal);
+    signal?.throwIfAborted();
+    using _turn = this.#transfers.tryAcquire() ?? await this.#transfers.acquire(signal);
     const reader = new EntryReader();
     const stream = this.#mux.open({ method: "file_list", path }, reader.onData);
     const { payload, object } = await this.#finish(stream, { action: "list", path, isGuestsTurn: () => true, signals: [signal] });
@@ -149,7 +152,8 @@ export class GuestFiles {
   }
 
   async #call(message: Message, action: string, path: string, signal?: AbortSignal): Promise<Answer> {
-    using _turn = await this.#calls.acquire(signal);
+    signal?.throwIfAborted();
+    using _turn = this.#calls.tryAcquire() ?? await this.#calls.acquire(signal);
     const answer = await callAnswer(this.#mux, message, signal);
     const refusal = refusalOf(answer);
     if (refusal) throw fileError(refusal, action, path);
@@ -171,7 +175,7 @@ export class GuestFiles {
     try {
       answer = await [watch.stalled, ...signals].reduce((promise, signal) => abortable(promise, signal), stream.answer);
     } catch (error) {
-      if (watch.stalled.aborted) this.#mux.close();
+      if (error === watch.stalled.reason) this.#mux.close(watch.stalled.reason);
       else if (!this.#mux.closed.aborted) await stopStream(this.#mux, stream, { cancelMs: 0, resultMs: this.#graces.resultMs });
       throw error;
     }

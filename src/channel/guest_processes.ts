@@ -102,7 +102,8 @@ export class GuestProcesses {
   }
 
   async #call(message: Message, signal?: AbortSignal): Promise<Uint8Array> {
-    using _turn = await this.#calls.acquire(signal);
+    signal?.throwIfAborted();
+    using _turn = this.#calls.tryAcquire() ?? await this.#calls.acquire(signal);
     const answer = await callAnswer(this.#mux, message, signal);
     const refusal = refusalOf(answer);
     if (refusal) throw refusalError(refusal, message.method.replaceAll("_", " "));
@@ -143,9 +144,10 @@ export class GuestProcess {
   readonly id: number;
   /** Its number in the guest. */
   readonly pid: number;
-  /** Resolves with its exit code when it has ended and its output has come; rejects with a `CommunicationError`. */
+  /** Resolves with its exit code when it has ended and its output has come, with -1 when it was let go; rejects with a `CommunicationError`. */
   readonly ended: Promise<number>;
   readonly #stream: MuxStream;
+  #isLetGo = false;
   readonly #stop: () => Promise<void>;
 
   /** Made by `GuestProcesses` only. */
@@ -154,7 +156,7 @@ export class GuestProcess {
     this.pid = pid;
     this.#stream = stream;
     this.#stop = stop;
-    this.ended = stream.answer.then(exitCodeOf);
+    this.ended = stream.answer.then((answer) => this.#isLetGo ? exitCodeAfterStop(answer) : exitCodeOf(answer));
     this.ended.catch(() => {}); // Whoever waits sees it.
   }
 
@@ -175,6 +177,7 @@ export class GuestProcess {
 
   /** Lets go: a background process goes on, any other is ended. Resolves when the guest has done so. */
   async stop(): Promise<void> {
+    this.#isLetGo = true;
     await this.#stop();
   }
 }
@@ -202,6 +205,15 @@ function exitCodeOf(answer: Answer): number {
   const { exitCode } = answerObject(answer.payload);
   if (!isCount(exitCode) || exitCode > 255) throw unreadable(answer.payload);
   return exitCode;
+}
+
+/** A background process has no exit code then, whatever the guest says instead. */
+function exitCodeAfterStop(answer: Answer): number {
+  try {
+    return exitCodeOf(answer);
+  } catch {
+    return -1; // It goes on.
+  }
 }
 
 function parseInfo(value: unknown): GuestProcessInfo | undefined {

@@ -68,9 +68,9 @@ export class Mux {
     this.#outgoing.push(encodeFrame({ stream, kind, flags, ...(payload ? { payload } : {}) }));
   }
 
-  /** Ends every stream and stops reading. The pipe itself belongs to whoever made it. */
-  close(): void {
-    this.#close(new CommunicationError("Cannot reach the guest: the control channel was closed by us"));
+  /** Ends every stream, with `reason`, and stops reading. The pipe itself belongs to whoever made it. */
+  close(reason = new CommunicationError("Cannot reach the guest: the control channel was closed by us")): void {
+    this.#close(reason);
   }
 
   #flush(): void {
@@ -233,8 +233,9 @@ export class MuxStream {
     }
     const byteCount = frame.payload.length;
     const consumed = this.#onData(frame.flags, frame.payload);
-    if (consumed === undefined || this.#isReleased) return this.#grant(byteCount);
-    this.#heldBytes += byteCount;
+    if (consumed === undefined) return this.#grant(byteCount);
+    if (this.#isReleased) this.#grant(byteCount);
+    else this.#heldBytes += byteCount;
     const onConsumed = () => {
       if (this.#isReleased) return;
       this.#heldBytes -= byteCount;

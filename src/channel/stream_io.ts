@@ -32,7 +32,7 @@ export async function callAnswer(mux: Mux, message: Message, signal?: AbortSigna
   try {
     return await abortable(abortable(mux.open(message).answer, deadline.signal), signal);
   } catch (error) {
-    if (deadline.signal.aborted) mux.close();
+    if (error === deadline.signal.reason) mux.close(deadline.signal.reason);
     throw error;
   }
 }
@@ -46,7 +46,7 @@ export async function stopStream(
   stream.release();
   stream.cancel(cancelMs);
   using grace = new Deadline(cancelMs + resultMs, () => new CommunicationError("Cannot stop what the guest does: no answer"));
-  await abortable(stream.answer, grace.signal).catch(() => mux.close());
+  await abortable(stream.answer, grace.signal).catch((error) => mux.close(error));
 }
 
 /** Feeds a stream's body from a source until either ends, then says END. Disposing it ends the source. */

@@ -71,31 +71,33 @@ export async function openSource(path: string, source: FileSource): Promise<Open
   if (source instanceof ArrayBuffer) return opened(once(new Uint8Array(source)));
   if (source instanceof Blob) return opened({ body: streamPieces(source.stream(), "the content"), size: source.size });
   if (source instanceof ReadableStream) {
-    return opened({ body: limited(path, streamPieces(source, `the stream for ${shown(path)}`)), size: undefined });
+    const pieces = streamPieces(source, `the stream for ${shown(path)}`);
+    return { body: limited(path, pieces), size: undefined, [Symbol.asyncDispose]: async () => pieces[Symbol.dispose]() };
   }
   const file = await LocalFile.open(localPath("read", source.local));
   return { body: file, size: file.size, [Symbol.asyncDispose]: () => file[Symbol.asyncDispose]() };
 }
 
 /** The pieces of a stream. Ending early cancels it; what it throws is passed on. */
-export function streamPieces(stream: ReadableStream<unknown>, name: string): AsyncIterable<Uint8Array> {
+export function streamPieces(stream: ReadableStream<unknown>, name: string): AsyncIterable<Uint8Array> & Disposable {
+  const reader = stream.getReader();
+  // A stream that has failed says so to whoever reads; one that was read to its end does not mind.
+  const cancel = () => void reader.cancel().catch(() => {});
   return {
-    [Symbol.asyncIterator]() {
-      const reader = stream.getReader();
-      return {
-        async next() {
-          const { done, value } = await reader.read();
-          if (done) return { done, value: undefined };
-          if (value instanceof Uint8Array) return { done: false, value };
-          throw new InputValidationError(`Cannot read ${name}: its pieces must be Uint8Array, got ${shown(value)}`);
-        },
-        // Also while a read is pending, which an ordinary iterator of a stream would wait for.
-        async return() {
-          await reader.cancel();
-          return { done: true, value: undefined };
-        },
-      };
-    },
+    [Symbol.asyncIterator]: () => ({
+      async next() {
+        const { done, value } = await reader.read();
+        if (done) return { done, value: undefined };
+        if (value instanceof Uint8Array) return { done: false, value };
+        throw new InputValidationError(`Cannot read ${name}: its pieces must be Uint8Array, got ${shown(value)}`);
+      },
+      // Also while a read is pending, which an ordinary iterator of a stream would wait for.
+      async return() {
+        cancel();
+        return { done: true, value: undefined };
+      },
+    }),
+    [Symbol.dispose]: cancel,
   };
 }
 

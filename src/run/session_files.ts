@@ -255,8 +255,8 @@ async function readInOrder(files: GuestFiles, transfer: Transfer, write: (bytes:
   let last = Promise.resolve(), byteCount = 0;
   const onBytes = (bytes: Uint8Array) => {
     const piece = bytes.slice();
-    last = last.then(() => write(piece));
-    last.then(() => transfer.onProgress?.(byteCount += piece.length)).catch((error) => failed.abort(error));
+    last = last.then(() => write(piece)).then(() => transfer.onProgress?.(byteCount += piece.length));
+    last.catch((error) => failed.abort(error));
     return last;
   };
   const { source, signal } = transfer;

@@ -49,7 +49,7 @@ export interface AttachOptions {
 
 /** How a process ended. */
 export interface ProcessStatus {
-  /** 0 success, `128+N` for signal N. */
+  /** 0 success, `128+N` for signal N, -1 for one that was let go of and runs on. */
   readonly exitCode: number;
 }
 
@@ -214,7 +214,7 @@ export class SessionProcess implements AsyncDisposable {
     await this.#call((processes) => processes.resize(this.id, size));
   }
 
-  /** Lets go of it: a background process goes on and can be attached to, any other is ended. `wait` then tells nothing more of it. */
+  /** Lets go of it: a background process goes on and can be attached to, any other is ended. `wait` then says -1. */
   async detach(): Promise<void> {
     this.#drop();
     await this.#process.stop();

@@ -133,3 +133,38 @@ test("mux: what is sent in one turn leaves in one write", async () => {
   await turn();
   assert.equal(writes, 1);
 });
+
+test("mux: what a consumer has not taken yet is not granted back; once it has, it is", async () => {
+  const { mux, sent, guest } = pair();
+  const taken: Array<() => void> = [];
+  const stream = mux.open({ method: "x" }, () => new Promise<void>((resolve) => taken.push(resolve)));
+  for (let count = 0; count < 4; count++) guest(stream.id, KIND.data, DATA_FLAG.stdout, new Uint8Array(65_536));
+  await turn();
+  assert.deepEqual([sent.some(({ kind }) => kind === KIND.credit), stream.heldBytes], [false, STREAM_CREDIT_BYTES]);
+  for (const take of taken) take();
+  await turn();
+  const granted = sent.filter(({ kind }) => kind === KIND.credit).reduce((sum, { payload }) => sum + decodeCredit(payload), 0);
+  assert.deepEqual([granted, stream.heldBytes], [STREAM_CREDIT_BYTES, 0]);
+});
+
+test("mux: a consumer that fails has taken what it was given, and a stream that is released grants at once", async () => {
+  for (const consumed of [() => Promise.reject(new Error("broken")), () => new Promise<void>(() => {})]) {
+    const { mux, sent, guest } = pair();
+    const stream = mux.open({ method: "x" }, consumed);
+    for (let count = 0; count < 4; count++) guest(stream.id, KIND.data, DATA_FLAG.stdout, new Uint8Array(65_536));
+    await turn();
+    stream.release();
+    guest(stream.id, KIND.data, DATA_FLAG.stdout, new Uint8Array(65_536));
+    await turn();
+    const granted = sent.filter(({ kind }) => kind === KIND.credit).reduce((sum, { payload }) => sum + decodeCredit(payload), 0);
+    assert.ok(granted >= STREAM_CREDIT_BYTES && stream.heldBytes === 0, String(granted));
+    assert.equal(mux.closed.aborted, false);
+  }
+});
+
+test("mux: a guest cannot send beyond its credit by being held back", async () => {
+  const { mux, guest } = pair();
+  const stream = mux.open({ method: "x" }, () => new Promise<void>(() => {}));
+  for (let count = 0; count < 5; count++) guest(stream.id, KIND.data, DATA_FLAG.stdout, new Uint8Array(65_536));
+  await assert.rejects(stream.answer, CommunicationError);
+});

@@ -1,0 +1,66 @@
+/** Session peer: a session whose machine is a process that does nothing, and whose guest the test plays over the control channel. */
+import type { TestContext } from "node:test";
+import { PassThrough } from "node:stream";
+import { Scope } from "../../src/base/scope.ts";
+import { silentLogger } from "../../src/base/log.ts";
+import type { Frame } from "../../src/channel/wire.ts";
+import { Child } from "../../src/host/process.ts";
+import { Qmp } from "../../src/qemu/qmp.ts";
+import { Session } from "../../src/run/session.ts";
+import { checkSession, type SessionRequest } from "../../src/run/session_request.ts";
+import { Console } from "../../src/vm/console.ts";
+import { Vm } from "../../src/vm/vm.ts";
+import { connect, type Peer, SHORT } from "./guest_peer.ts";
+
+/** A session and the other end of its channel. */
+export interface SessionPeer {
+  readonly session: Session;
+  readonly peer: Peer;
+  readonly received: Frame[];
+  /** The process that stands for QEMU. */
+  readonly child: Child;
+  /** How often the session gave its machine back. */
+  releases(): number;
+}
+
+/** What a test may choose. */
+export interface SessionPeerOptions {
+  readonly onFrame?: (frame: Frame, peer: Peer) => void;
+  readonly request?: Partial<SessionRequest>;
+  /** Below what a caller may ask for, where a test waits for it. */
+  readonly idleTimeoutSeconds?: number;
+  readonly graces?: typeof SHORT;
+}
+
+/** Opens a session of the session's own code on a machine that is none; closed when the test ends. */
+export async function openSessionPeer(t: TestContext, options: SessionPeerOptions = {}): Promise<SessionPeer> {
+  const { channel, peer, received } = connect(options.onFrame, options.graces ?? SHORT);
+  const owned = new Scope();
+  const child = owned.barrier("qemu", await Child.spawn(["sleep", "1000"], { isTermFirst: false }));
+  const vm = new Vm({
+    id: "vm-test",
+    request: { language: "python", memoryMiB: 256, origin: { kind: "cold" } },
+    child,
+    qmp: new Qmp(new PassThrough()),
+    guest: channel,
+    console: new Console(undefined, null),
+    startedAt: performance.now(),
+    readyTimeoutMs: 1000,
+    owned,
+  });
+  const checked = checkSession({ language: "python", ...options.request }, { timeoutSeconds: 30, memoryMb: 256, idleTimeoutSeconds: 300 });
+  let releases = 0;
+  const session = new Session({
+    vm,
+    request: { ...checked, idleTimeoutSeconds: options.idleTimeoutSeconds ?? checked.idleTimeoutSeconds },
+    start: "template",
+    log: silentLogger(),
+    release: () => {
+      releases += 1;
+      // As a supply does: nobody waits for the death here, but the test's end does.
+      void vm[Symbol.asyncDispose]();
+    },
+  });
+  t.after(() => session.close());
+  return { session, peer, received, child, releases: () => releases };
+}
