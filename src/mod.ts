@@ -14,7 +14,7 @@
 export { Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
 export type { OutputCallback } from "./run/check.ts";
 export type { Language, RunRequest } from "./run/request.ts";
-export type { DisplayData, ExecutionResult, ExposedPort, StartKind, Timing } from "./run/result.ts";
+export type { DisplayData, ExecutionResult, ExposedPort, StartKind, Timing } from "./base/result.ts";
 export type { Session } from "./run/session.ts";
 export type { ExecOptions, SessionRequest } from "./run/session_request.ts";
 export type { CodeState, Completion } from "./run/assist.ts";

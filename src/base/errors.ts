@@ -1,4 +1,5 @@
 /** Errors: one base, one class per thing the caller can do about it. */
+import type { ExecutionResult } from "./result.ts";
 
 /** What the caller may do after this error: run again at once, never, or only if running twice is harmless. */
 export type Retry = "safe" | "never" | "unknown";
@@ -56,10 +57,10 @@ export abstract class PermanentError extends SandboxError {
   }
 }
 
-/** Errors that carry the result of the execution they ended. `R` is `ExecutionResult`. */
-export interface WithResult<R = unknown> {
+/** Errors that carry the result of the execution they ended. */
+export interface WithResult {
   /** What the execution left. */
-  readonly result: R;
+  readonly result: ExecutionResult;
 }
 
 /** The VM never became ready, so the code never ran; or, with `check`, the code ran out of time: then `result` is set. */
@@ -68,10 +69,10 @@ export class VmTimeoutError extends TransientError {
   override readonly name = "VmTimeoutError";
   /** Stable; branch on it. */
   readonly code = "SBX_VM_TIMEOUT";
-  /** The `ExecutionResult` of the execution that ran out of time. */
-  readonly result: unknown;
+  /** That of the execution that ran out of time; undefined when the code never ran. */
+  readonly result: ExecutionResult | undefined;
   /** `options.result` only when the code ran. */
-  constructor(message: string, options: SandboxErrorOptions & { readonly result?: unknown } = {}) {
+  constructor(message: string, options: SandboxErrorOptions & Partial<WithResult> = {}) {
     super(message, { retry: options.result === undefined ? "safe" : "unknown", ...options });
     this.result = options.result;
   }
@@ -84,7 +85,7 @@ export class ExecutionFailedError extends PermanentError implements WithResult {
   /** Stable; branch on it. */
   readonly code = "SBX_EXECUTION_FAILED";
   /** The unsuccessful `ExecutionResult`. */
-  readonly result: unknown;
+  readonly result: ExecutionResult;
   /** `options.result` is the unsuccessful `ExecutionResult`. */
   constructor(message: string, options: SandboxErrorOptions & WithResult) {
     super(message, options);
@@ -151,7 +152,7 @@ export class OutputLimitError extends PermanentError implements WithResult {
   /** Stable; branch on it. */
   readonly code = "SBX_OUTPUT_LIMIT";
   /** The partial `ExecutionResult`. */
-  readonly result: unknown;
+  readonly result: ExecutionResult;
   /** `options.result` is the partial `ExecutionResult`. */
   constructor(message: string, options: SandboxErrorOptions & WithResult) {
     super(message, options);

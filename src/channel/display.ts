@@ -1,12 +1,10 @@
 /** Display: objects of display data out of the bytes of an execution's stream (ARCHITECTURE, "Methods", `exec`). */
+import type { DisplayData } from "../base/result.ts";
 import { DISPLAY_MAX_BYTES, DISPLAY_TOTAL_MAX_BYTES } from "../base/limits.ts";
 import { parseObject } from "./answer.ts";
 import { concat, WireError } from "./wire.ts";
 
 const LENGTH_BYTES = 4;
-
-/** Display data of one object: MIME type → content (base64 for binary types). */
-export type DisplayData = Readonly<Record<string, string>>;
 
 /** Puts the objects of one execution together. Holds at most one unfinished object. */
 export class DisplayReader {

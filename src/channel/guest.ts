@@ -11,7 +11,8 @@ import {
   STDOUT_MAX_BYTES,
 } from "../base/limits.ts";
 import { answerObject, isCount, type JsonObject, parseObject, resultOf, unreadable } from "./answer.ts";
-import { type DisplayData, DisplayReader } from "./display.ts";
+import type { DisplayData } from "../base/result.ts";
+import { DisplayReader } from "./display.ts";
 import { GuestFiles } from "./guest_files.ts";
 import { GuestProcesses } from "./guest_processes.ts";
 import { type DataHandler, Mux, type MuxStream } from "./mux.ts";

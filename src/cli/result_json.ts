@@ -1,6 +1,6 @@
 /** Results and failures as `--json` prints them. */
 import { SandboxError } from "../base/errors.ts";
-import type { ExecutionResult } from "../run/result.ts";
+import type { ExecutionResult } from "../base/result.ts";
 import type { Output } from "./output.ts";
 import { errorJson } from "./failure.ts";
 

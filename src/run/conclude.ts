@@ -4,7 +4,7 @@ import { STDERR_MAX_BYTES, STDOUT_MAX_BYTES } from "../base/limits.ts";
 import type { OutputName } from "../channel/guest.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
 import type { Execution } from "./execute.ts";
-import type { ExecutionResult, StartKind, Timing } from "./result.ts";
+import type { ExecutionResult, StartKind, Timing } from "../base/result.ts";
 
 /** What was measured around an execution. */
 export interface Measures {

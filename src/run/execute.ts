@@ -2,7 +2,7 @@
 import { GuestAgentError } from "../base/errors.ts";
 import { DISPLAY_OBJECTS_MAX, STDERR_MAX_BYTES, STDOUT_MAX_BYTES } from "../base/limits.ts";
 import type { Logger } from "../base/log.ts";
-import type { DisplayData } from "../channel/display.ts";
+import type { DisplayData } from "../base/result.ts";
 import type { ExecReply, GuestChannel, OutputName } from "../channel/guest.ts";
 import type { OutputCallback } from "./check.ts";
 import { guarded, OutputText } from "./output.ts";

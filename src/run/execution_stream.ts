@@ -1,7 +1,7 @@
 /** Execution stream: what an execution shows, as an async iterable that holds the guest back while nobody takes it. */
 import { InputValidationError } from "../base/errors.ts";
 import type { EventSink, OutputEvent } from "./execute.ts";
-import type { ExecutionResult } from "./result.ts";
+import type { ExecutionResult } from "../base/result.ts";
 
 /** One event; `result` is the last. Texts of at most 64 KiB. */
 export type ExecutionEvent = OutputEvent | { readonly type: "result"; readonly result: ExecutionResult };

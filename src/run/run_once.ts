@@ -6,7 +6,7 @@ import { describeLoss, type Vm } from "../vm/vm.ts";
 import { conclude, measured, wholeMs } from "./conclude.ts";
 import { execute, type Execution } from "./execute.ts";
 import type { CheckedRequest } from "./request.ts";
-import type { ExecutionResult } from "./result.ts";
+import type { ExecutionResult } from "../base/result.ts";
 import { writeFiles } from "./session_files.ts";
 import { bootLogSink, onFreshVm, type RunContext } from "./start_vm.ts";
 

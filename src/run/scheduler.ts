@@ -9,7 +9,7 @@ import type { BakeProgress } from "./bake.ts";
 import { checkMemory } from "./check.ts";
 import { openSession } from "./open_session.ts";
 import { checkLanguage, checkRequest, type Language, type RequestDefaults, type RunRequest } from "./request.ts";
-import type { ExecutionResult } from "./result.ts";
+import type { ExecutionResult } from "../base/result.ts";
 import { runOnce } from "./run_once.ts";
 import type { Session } from "./session.ts";
 import { checkSession, type SessionRequest } from "./session_request.ts";

@@ -12,7 +12,7 @@ import { ExecutionStream } from "./execution_stream.ts";
 import type { FileSource } from "./file_source.ts";
 import { IdleTimer } from "./idle_timer.ts";
 import type { Language } from "./request.ts";
-import type { ExecutionResult, ExposedPort, StartKind } from "./result.ts";
+import type { ExecutionResult, ExposedPort, StartKind } from "../base/result.ts";
 import {
   type CallOptions,
   existsCall,

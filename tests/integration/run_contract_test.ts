@@ -86,7 +86,7 @@ test("check makes an unsuccessful result an exception that carries it, and leave
   assert.equal((await raw("echo fine", { check: true })).stdout, "fine\n");
   const failed = await raw("echo out; echo err >&2; exit 3", { check: true }).catch((error) => error);
   assert.ok(failed instanceof ExecutionFailedError, String(failed));
-  const { stdout, stderr, exitCode } = failed.result as ExecutionResult;
+  const { stdout, stderr, exitCode } = failed.result;
   assert.deepEqual([stdout, stderr, exitCode, failed.code, failed.retry], ["out\n", "err\n", 3, "SBX_EXECUTION_FAILED", "never"]);
   const late = await raw("echo on; sleep 60", { check: true, timeoutSeconds: 1 }).catch((error) => error);
   assert.ok(late instanceof VmTimeoutError, String(late));
@@ -140,7 +140,7 @@ test("both output caps: their last byte fits, one more ends the run with what fi
     const callback = { [stream === "stdout" ? "onStdout" : "onStderr"]: (text: string) => void (seen += text) };
     const error = await python(code, callback).catch((caught) => caught);
     assert.ok(error instanceof OutputLimitError, String(error));
-    assert.equal((error.result as ExecutionResult)[stream], seen, "callbacks have had the same bytes");
+    assert.equal(error.result[stream], seen, "callbacks have had the same bytes");
     assert.equal(seen.length, stream === "stdout" ? 1_000_000 : 100_000);
     assert.match(error.message, new RegExp(`${stream} must be at most ${seen.length} bytes`));
   }

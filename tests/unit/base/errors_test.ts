@@ -1,6 +1,7 @@
 /** Errors: the table of CONTRACT, what every class carries, and that callers can branch on all of it. */
 import assert from "node:assert/strict";
 import test from "node:test";
+import type { ExecutionResult } from "../../../src/base/result.ts";
 import * as errors from "../../../src/base/errors.ts";
 import {
   CleanupError,
@@ -118,7 +119,7 @@ test("SandboxError.is knows errors of another copy of the library, and nothing e
 });
 
 test("VmTimeoutError says whether the code ran: with a result a second run is the caller's decision", () => {
-  const result = { timedOut: true };
+  const result = { timedOut: true } as ExecutionResult;
   const before = new VmTimeoutError("never ready"), after = new VmTimeoutError("ran out of time", { result });
   assert.deepEqual([before.result, before.retry, after.result, after.retry], [undefined, "safe", result, "unknown"]);
   assert.equal(new VmTimeoutError("m", { result, retry: "never" }).retry, "never");
@@ -130,7 +131,7 @@ test("OutcomeUnknownError never advises a retry by itself, not even with a cause
 });
 
 test("Errors that end an execution carry its result", () => {
-  const result = { stdout: "partial" };
+  const result = { stdout: "partial" } as ExecutionResult;
   assert.equal(new errors.OutputLimitError("m", { result }).result, result);
   assert.equal(new errors.ExecutionFailedError("m", { result }).result, result);
 });

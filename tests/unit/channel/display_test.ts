@@ -4,7 +4,8 @@ import test from "node:test";
 import fc from "fast-check";
 import { CommunicationError, OutcomeUnknownError } from "../../../src/base/errors.ts";
 import { DISPLAY_MAX_BYTES, DISPLAY_TOTAL_MAX_BYTES } from "../../../src/base/limits.ts";
-import { type DisplayData, DisplayReader } from "../../../src/channel/display.ts";
+import type { DisplayData } from "../../../src/base/result.ts";
+import { DisplayReader } from "../../../src/channel/display.ts";
 import { concat, DATA_FLAG, KIND, WireError } from "../../../src/channel/wire.ts";
 import { connect, json, PATIENT, rejectsWith, REPLY } from "../../support/guest_peer.ts";
 

@@ -5,7 +5,7 @@ import type { Check } from "../../../src/cli/doctor_report.ts";
 import { Line, type Output } from "../../../src/cli/output.ts";
 import { runProgram } from "../../../src/cli/program.ts";
 import type { RunRequest } from "../../../src/run/request.ts";
-import type { ExecutionResult } from "../../../src/run/result.ts";
+import type { ExecutionResult } from "../../../src/base/result.ts";
 
 /** An output that collects what is written. */
 export class FakeOutput implements Output {

@@ -1,6 +1,7 @@
 /** Results: what an execution leaves, as users and the CLI see it. */
-import type { DisplayData } from "../channel/display.ts";
-export type { DisplayData } from "../channel/display.ts";
+
+/** Display data of one object: MIME type → content (base64 for binary types). */
+export type DisplayData = Readonly<Record<string, string>>;
 
 /** How the VM of an execution came to be. */
 export type StartKind = "cold" | "template" | "warm";
