@@ -13,7 +13,8 @@
  */
 export { Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
 export type { OutputCallback } from "./run/check.ts";
-export type { Language, RunRequest } from "./run/request.ts";
+export type { FileHook, Language, RunRequest } from "./run/request.ts";
+export type { FileAccess } from "./run/vm_files.ts";
 export type { DisplayData, ExecutionResult, ExposedPort, StartKind, Timing } from "./base/result.ts";
 export type { Session } from "./run/session.ts";
 export type { ExecOptions, SessionRequest } from "./run/session_request.ts";

@@ -72,6 +72,39 @@ export function abortable<T>(promise: Promise<T>, signal: AbortSignal | undefine
   });
 }
 
+/**
+ * Does `work` on every item, at most `limit` at once, in their order. The first failure, or an abort of `signal`, aborts the signal that the
+ * others were given; rejects with it once none is under way any more.
+ */
+export async function concurrently<T>(
+  items: Iterable<T>,
+  { limit, signal }: { readonly limit: number; readonly signal?: AbortSignal | undefined },
+  work: (item: T, signal: AbortSignal) => Promise<void>,
+): Promise<void> {
+  const failed = new AbortController();
+  const onAbort = () => failed.abort(signal?.reason);
+  if (signal?.aborted) onAbort();
+  signal?.addEventListener("abort", onAbort, { once: true });
+  const queue = items[Symbol.iterator]();
+  const worker = async () => {
+    try {
+      while (!failed.signal.aborted) {
+        const { done, value } = queue.next();
+        if (done) return;
+        await work(value, failed.signal);
+      }
+    } catch (error) {
+      failed.abort(error);
+    }
+  };
+  try {
+    await Promise.all(Array.from({ length: limit }, worker));
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+  }
+  failed.signal.throwIfAborted();
+}
+
 /** A signal that aborts with `reason()` after `ms`, unless disposed first. */
 export class Deadline implements Disposable {
   readonly #controller = new AbortController();

@@ -44,6 +44,10 @@ export const DISPLAY_OBJECTS_MAX = 10_000;
 export const COMPLETIONS_MAX = 1_000;
 /** Entries of a directory that is listed. */
 export const DIRECTORY_ENTRIES_MAX = 100_000;
+/** Files and directories of a tree that is uploaded or downloaded. */
+export const TREE_ENTRIES_MAX = 100_000;
+/** All files of a directory that is downloaded: a guest can claim far more than its memory holds. */
+export const TREE_MAX_BYTES = 32 * 1_073_741_824;
 /** Processes that a session has beside its executions. */
 export const SESSION_PROCESSES_MAX = 32;
 /** Arguments of one process, each with its ending NUL. */

@@ -1,7 +1,7 @@
 /** Local files: those of the user that go to a guest or come from one; read in pieces, written whole or not at all. */
 import fs from "node:fs/promises";
 import path from "node:path";
-import { type FileReason, SandboxFileError, shown } from "../base/errors.ts";
+import { type FileReason, SandboxError, SandboxFileError, shown } from "../base/errors.ts";
 import { FILE_MAX_BYTES } from "../base/limits.ts";
 import { temporaryName } from "./files.ts";
 
@@ -167,15 +167,21 @@ function tooLarge(byteCount: number): string {
   return `a file must be at most ${FILE_MAX_BYTES} bytes, got ${byteCount}`;
 }
 
-/** What the system says, as a `SandboxFileError`; one that is typed already stays as it is. */
-function asFileError(action: string, file: string, cause: unknown): unknown {
+/** What the system says, as a `SandboxFileError`; one that is typed already stays as it is, and so does what has no code of the system. */
+export function asFileError(action: string, file: string, cause: unknown): unknown {
   const code = (cause as NodeJS.ErrnoException | undefined)?.code;
-  if (cause instanceof SandboxFileError || typeof code !== "string") return cause;
+  if (SandboxError.is(cause) || typeof code !== "string") return cause;
   // What else there is (a device error, too many links) has no word of its own: the file is not one that can be used.
   return localError(action, file, REASONS[code] ?? ["not-a-file", code], cause);
 }
 
-function localError(action: string, file: string, [reason, words]: readonly [FileReason, string], cause?: unknown): SandboxFileError {
+/** A `SandboxFileError` about a file of this host: what cannot be done with it, and why. */
+export function localError(
+  action: string,
+  file: string,
+  [reason, words]: readonly [FileReason, string],
+  cause?: unknown,
+): SandboxFileError {
   const options = cause === undefined ? {} : { cause };
   return new SandboxFileError(`Cannot ${action} ${shown(file)} on the host: ${words}`, { side: "host", path: file, reason }, options);
 }

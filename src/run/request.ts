@@ -6,9 +6,13 @@ import { CODE_MAX_BYTES } from "../base/limits.ts";
 import { checkCallback, checkFields, checkFlag, checkMemory, checkSignal, checkTimeout, type OutputCallback } from "./check.ts";
 import { checkEnv } from "./env.ts";
 import { checkFiles, type FileSources } from "./file_source.ts";
+import type { FileAccess } from "./vm_files.ts";
 
 /** The three languages. */
 export type Language = "python" | "javascript" | "raw";
+
+/** Works with the files of a VM, before or after its code runs. */
+export type FileHook = (files: FileAccess, signal: AbortSignal) => Promise<void>;
 
 /** One execution in a VM of its own. */
 export interface RunRequest {
@@ -24,6 +28,16 @@ export interface RunRequest {
   readonly env?: Readonly<Record<string, string>>;
   /** Files written before the code runs: path below the home directory → content. */
   readonly files?: FileSources;
+  /**
+   * Called when the VM runs and `files` are written; the code starts when it has settled. What it throws ends the run, and is what the call
+   * rejects with. `signal` aborts when the run is aborted.
+   */
+  readonly prepare?: FileHook;
+  /**
+   * Called when the code has ended, however it did; the VM is destroyed when it has settled. What it throws is what the call rejects with.
+   * Its time counts in `timing.totalMs` only.
+   */
+  readonly collect?: FileHook;
   /** Ends the execution; the call rejects with the signal's reason. */
   readonly signal?: AbortSignal;
   /** Throw `ExecutionFailedError` or `VmTimeoutError` for an unsuccessful result. Default false. */
@@ -36,9 +50,13 @@ export interface RunRequest {
   readonly onBootLog?: OutputCallback;
 }
 
+type Optional = "signal" | "prepare" | "collect" | "onStdout" | "onStderr" | "onBootLog";
+
 /** A request in which every field is checked and has its value. */
-export interface CheckedRequest extends Readonly<Required<Omit<RunRequest, "signal" | "onStdout" | "onStderr" | "onBootLog">>> {
+export interface CheckedRequest extends Readonly<Required<Omit<RunRequest, Optional>>> {
   readonly signal: AbortSignal | undefined;
+  readonly prepare: FileHook | undefined;
+  readonly collect: FileHook | undefined;
   readonly onStdout: OutputCallback | undefined;
   readonly onStderr: OutputCallback | undefined;
   readonly onBootLog: OutputCallback | undefined;
@@ -58,6 +76,8 @@ const FIELDS: ReadonlySet<string> = new Set<keyof RunRequest>([
   "memoryMb",
   "env",
   "files",
+  "prepare",
+  "collect",
   "signal",
   "check",
   "onStdout",
@@ -68,7 +88,7 @@ const BYTE_ORDER_MARK = "\uFEFF";
 
 /** Checks `request`. Throws `InputValidationError`, `EnvVarValidationError` or `VmConfigError`; nothing has started then. */
 export function checkRequest(request: RunRequest, defaults: RequestDefaults): CheckedRequest {
-  const { signal, onStdout, onStderr, onBootLog } = checkFields("run", request, FIELDS, "the request");
+  const { signal, prepare, collect, onStdout, onStderr, onBootLog } = checkFields("run", request, FIELDS, "the request");
   return {
     code: checkCode(request.code),
     language: checkLanguage(request.language),
@@ -76,6 +96,8 @@ export function checkRequest(request: RunRequest, defaults: RequestDefaults): Ch
     memoryMb: checkMemory(request.memoryMb ?? defaults.memoryMb),
     env: checkEnv(request.env ?? {}),
     files: checkFiles("run", request.files ?? {}),
+    prepare: checkCallback("run", "prepare", prepare),
+    collect: checkCallback("run", "collect", collect),
     check: checkFlag("run", "check", request.check),
     signal: checkSignal("run", signal),
     onStdout: checkCallback("run", "onStdout", onStdout),

@@ -42,6 +42,7 @@ import {
   type SpawnOptions,
 } from "./session_process.ts";
 import { type CheckedExec, type CheckedSessionRequest, checkExec, type ExecOptions } from "./session_request.ts";
+import type { FileAccess } from "./vm_files.ts";
 
 const CALL_FIELDS: ReadonlySet<string> = new Set<keyof CallOptions>(["signal"]);
 
@@ -69,7 +70,7 @@ export interface SessionParts {
  * console.log((await session.exec("x + 22")).value);
  * ```
  */
-export class Session implements AsyncDisposable {
+export class Session implements AsyncDisposable, FileAccess {
   /** Names it in logs; no two are the same. */
   readonly id: string;
   /** What runs its code. */

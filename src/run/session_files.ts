@@ -1,6 +1,7 @@
 /** Session files: what a session offers for files in its guest; arguments are checked before anything is sent. */
-import { abortable } from "../base/async.ts";
+import { abortable, concurrently } from "../base/async.ts";
 import { InputValidationError, SandboxFileError, shown } from "../base/errors.ts";
+import { TRANSFERS_MAX } from "../base/limits.ts";
 import type { EntryType, GuestEntry, GuestFiles } from "../channel/guest_files.ts";
 import { StagedFile } from "../host/local_file.ts";
 import { checkCallback, checkFields, checkFlag, checkGuestPath, checkInteger, checkSignal } from "./check.ts";
@@ -192,20 +193,11 @@ export function renameCall(from: string, to: string, options: CallOptions = {}):
   return { signal, run: (files) => files.rename(source, { to: target, signal }) };
 }
 
-/** Writes files that were checked, several at a time. The first failure ends the others. */
+/** Writes files that were checked, as many at a time as the channel takes. The first failure ends the others. */
 export async function writeFiles(files: GuestFiles, sources: FileSources, signal?: AbortSignal): Promise<void> {
-  const failed = new AbortController();
-  const both = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal;
-  const writing = Object.entries(sources).map(async ([path, source]) => {
-    try {
-      await writeFileCall(path, source, { signal: both }).run(files);
-    } catch (error) {
-      failed.abort(error);
-      throw error;
-    }
+  await concurrently(Object.entries(sources), { limit: TRANSFERS_MAX, signal }, async ([path, source], ending) => {
+    await writeFileCall(path, source, { signal: ending }).run(files);
   });
-  await Promise.allSettled(writing);
-  both.throwIfAborted();
 }
 
 interface Transfer {
