@@ -24,7 +24,7 @@ _sbx() {
     fi
     case "$command" in
     "run")
-        options="-l --language -c --code -t --timeout -m --memory -e --env --json -q --quiet --debug -j --jobs -h --help -V --version"
+        options="-l --language -c --code -t --timeout -m --memory -e --env --upload --download --json -q --quiet --debug -j --jobs -h --help -V --version"
         files=1
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
@@ -32,6 +32,8 @@ _sbx() {
         -t|--timeout) values=- ;;
         -m|--memory) values=- ;;
         -e|--env) values=- ;;
+        --upload) files=1 words= ;;
+        --download) values=- ;;
         -j|--jobs) values=- ;;
         esac
         ;;

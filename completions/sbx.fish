@@ -32,6 +32,8 @@ complete -c sbx -n '__sbx_is run' -s c -l code -x -d 'inline code, repeatable; r
 complete -c sbx -n '__sbx_is run' -s t -l timeout -x -d 'seconds the code may run, 1-300; default 30'
 complete -c sbx -n '__sbx_is run' -s m -l memory -x -d 'memory of the VM in MB (2^20 bytes), at least 128; default 256'
 complete -c sbx -n '__sbx_is run' -s e -l env -x -d 'environment variable for the code, repeatable'
+complete -c sbx -n '__sbx_is run' -l upload -r -F -d 'file or directory to put below /home/user before the code starts, repeatable'
+complete -c sbx -n '__sbx_is run' -l download -x -d 'file or directory to fetch when the code has ended, repeatable; LOCAL - is standard output'
 complete -c sbx -n '__sbx_is run' -l json -d 'print a machine-readable result on standard output'
 complete -c sbx -n '__sbx_is run' -s q -l quiet -d 'show no progress'
 complete -c sbx -n '__sbx_is run' -l debug -d 'stream boot and agent logs to standard error'

@@ -83,7 +83,7 @@ ${subs.map((sub) => `      ${quote(`${sub.name}:${sub.summary}`)}`).join("\n")}
 /** An option for \`_arguments\`: what it excludes, how it is spelled, what it does, what value it takes. */
 function optionSpec(option: OptionSpec): string {
   const spellings = [...(option.short === undefined ? [] : [`-${option.short}`]), `--${option.long}`];
-  const value = option.value === undefined ? "" : `:${option.value}:${action(option.completion ?? "nothing")}`;
+  const value = option.value === undefined ? "" : `:${option.value.replaceAll(":", "\\:")}:${action(option.completion ?? "nothing")}`;
   const suffix = (name: string) => option.value === undefined ? name : name.startsWith("--") ? `${name}=` : `${name}+`;
   const help = `[${escape(option.help)}]${value}`;
   const exclusion = option.isRepeatable ? "*" : `(${spellings.join(" ")})`;

@@ -15,6 +15,8 @@ export interface ProgressEvent {
   readonly message?: string;
   /** 0-100, where it is known. */
   readonly percent?: number;
+  /** Told on a terminal only; elsewhere the last event of the task is enough. */
+  readonly isDetail?: boolean;
   /** Set once, by the last event of the task. */
   readonly isDone?: boolean;
 }

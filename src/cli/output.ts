@@ -9,6 +9,8 @@ export interface Output {
   readonly hasColor: boolean;
   /** Writes at once or in order later; never throws. */
   write(text: string): void;
+  /** Writes bytes as they are, after all text so far; resolves when they have left the process or never will. */
+  writeBytes(bytes: Uint8Array): Promise<void>;
   /** Begins a new line unless what was written last ended one: here, or on the other output where both lead to the same place. */
   startLine(): void;
   /** Resolves when everything written so far has left the process or never will. */

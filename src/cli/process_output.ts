@@ -9,6 +9,7 @@ import { Line, type Output } from "./output.ts";
 const COLUMNS_WITHOUT_TERMINAL = 80;
 /** A pipe that somebody made non-blocking is full; it is tried again after this time. */
 const FULL_PIPE_RETRY_MS = 5;
+const LINE_FEED = 10;
 
 /**
  * What is still to be written, to both streams in one order: on a terminal they meet. Descriptors are written to directly, because building
@@ -18,9 +19,9 @@ export class OutputQueue {
   readonly #pipes = new Map<number, Promise<Socket>>();
   #last: Promise<void> = Promise.resolve();
 
-  /** Appends `text` for `descriptor`. Resolves with an error code when it cannot be written. */
-  push(descriptor: 1 | 2, text: string): Promise<string | undefined> {
-    const written = this.#last.then(() => this.#write(descriptor, Buffer.from(text)));
+  /** Appends text or bytes for `descriptor`. Resolves with an error code when they cannot be written. */
+  push(descriptor: 1 | 2, data: string | Uint8Array): Promise<string | undefined> {
+    const written = this.#last.then(() => this.#write(descriptor, typeof data === "string" ? Buffer.from(data) : data));
     this.#last = written.then(() => {});
     return written;
   }
@@ -91,11 +92,13 @@ export class ProcessOutput implements Output {
   write(text: string): void {
     if (text === "" || this.#isBroken) return;
     this.#line.take(text);
-    void this.#queue.push(this.#descriptor, text).then((code) => {
-      if (code === undefined || this.#isBroken) return;
-      this.#isBroken = true;
-      this.#onBroken(code);
-    });
+    void this.#push(text);
+  }
+
+  async writeBytes(bytes: Uint8Array): Promise<void> {
+    if (bytes.length === 0 || this.#isBroken) return;
+    this.#line.isEmpty = bytes.at(-1) === LINE_FEED;
+    await this.#push(bytes);
   }
 
   startLine(): void {
@@ -104,6 +107,13 @@ export class ProcessOutput implements Output {
 
   flush(): Promise<void> {
     return this.#queue.flush();
+  }
+
+  async #push(data: string | Uint8Array): Promise<void> {
+    const code = await this.#queue.push(this.#descriptor, data);
+    if (code === undefined || this.#isBroken) return;
+    this.#isBroken = true;
+    this.#onBroken(code);
   }
 }
 

@@ -38,13 +38,19 @@ export class Progress implements Disposable {
     this.#tasks.set(event.task, task);
     if (event.isDone) this.#finish(event.task, task);
     else if (this.#output.isTty) this.#draw();
-    else if (isNews) this.#say(`${event.task}: ${task.message || "started"}`);
+    else if (isNews && !event.isDetail) this.#say(`${event.task}: ${task.message || "started"}`);
   };
 
   /** Takes the line away so that other output can be written; the next step draws it again. */
   clear(): void {
     if (this.#isLineShown) this.#output.write("\r\x1b[K");
     this.#isLineShown = false;
+  }
+
+  /** Forgets a task that came to nothing: whoever asked for it is told otherwise. */
+  drop(task: string): void {
+    if (this.#tasks.delete(task)) this.clear();
+    this.#rest();
   }
 
   [Symbol.dispose](): void {
@@ -58,10 +64,13 @@ export class Progress implements Disposable {
     this.#tasks.delete(name);
     this.clear();
     this.#say(`${name}: ${task.message || "done"} (${this.#elapsed(task)})`);
-    if (this.#tasks.size === 0) {
-      clearInterval(this.#timer);
-      this.#timer = undefined;
-    }
+    this.#rest();
+  }
+
+  #rest(): void {
+    if (this.#tasks.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
   }
 
   #say(line: string): void {

@@ -3,9 +3,15 @@ import { SandboxError } from "../base/errors.ts";
 import type { ExecutionResult } from "../base/result.ts";
 import type { Output } from "./output.ts";
 import { errorJson } from "./failure.ts";
+import type { Transferred } from "./transfer.ts";
 
-/** How the run of one source ended. */
-export type Outcome = { readonly result: ExecutionResult } | { readonly error: unknown };
+/** How the run of one source ended, and what became of its downloads, where there were any. */
+export type Outcome = ({ readonly result: ExecutionResult } | { readonly error: unknown }) & {
+  readonly downloads?: readonly DownloadOutcome[];
+};
+
+/** One download: what came, or why nothing did. */
+export type DownloadOutcome = { readonly done: Transferred } | { readonly guest: string; readonly error: unknown };
 
 /** `result` with the field names of the command line. */
 export function resultJson(result: ExecutionResult): Record<string, unknown> {
@@ -31,9 +37,23 @@ export function resultJson(result: ExecutionResult): Record<string, unknown> {
 
 /** An outcome: the result, or `error` beside what there is of a result. */
 export function outcomeJson(outcome: Outcome): Record<string, unknown> {
-  if ("result" in outcome) return resultJson(outcome.result);
-  const partial = partialResult(outcome.error);
-  return { ...(partial === undefined ? {} : resultJson(partial)), error: errorJson(outcome.error) };
+  const result = "result" in outcome ? outcome.result : partialResult(outcome.error);
+  const error = "result" in outcome ? failedDownload(outcome) : outcome.error;
+  return {
+    ...(result === undefined ? {} : resultJson(result)),
+    ...(outcome.downloads === undefined ? {} : { downloads: outcome.downloads.map(downloadJson) }),
+    ...(error === undefined ? {} : { error: errorJson(error) }),
+  };
+}
+
+/** The failure of a download that decides how the run ended: only where the program itself did not fail. */
+export function failedDownload(outcome: Outcome): unknown {
+  if (!("result" in outcome) || outcome.result.exitCode !== 0) return undefined;
+  return outcome.downloads?.flatMap((download) => "error" in download ? [download.error] : [])[0];
+}
+
+function downloadJson(download: DownloadOutcome): Record<string, unknown> {
+  return "error" in download ? { guest: download.guest, error: errorJson(download.error) } : { ...download.done };
 }
 
 /** The result that an error carries: of an execution that went past an output cap. */

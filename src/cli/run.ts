@@ -9,7 +9,8 @@ import type { CliContext, CliScheduler } from "./context.ts";
 import type { Command, Input } from "./command.ts";
 import { EXIT, exitCodeOf, InterruptedError, printable, reportError, UsageError, writeReport } from "./failure.ts";
 import { Progress } from "./progress.ts";
-import { type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
+import { failedDownload, type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
+import { planTransfers, TRANSFER_OPTIONS, type Transfers } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage, readSources, type Source } from "./sources.ts";
 
 /** The command. */
@@ -34,6 +35,7 @@ export const run: Command = {
     { long: "timeout", short: "t", value: "SECONDS", help: "seconds the code may run, 1-300; default 30" },
     { long: "memory", short: "m", value: "MB", help: "memory of the VM in MB (2^20 bytes), at least 128; default 256" },
     { long: "env", short: "e", value: "KEY=VALUE", isRepeatable: true, help: "environment variable for the code, repeatable" },
+    ...TRANSFER_OPTIONS,
     { long: "json", help: "print a machine-readable result on standard output" },
     { long: "quiet", short: "q", help: "show no progress" },
     { long: "debug", help: "stream boot and agent logs to standard error" },
@@ -44,6 +46,7 @@ export const run: Command = {
     ["sbx run script.py app.ts -j 2", "files; the extension names the language"],
     ["sbx run -l bash -c 'uname -a'", "a shell program"],
     ["echo 'console.log(1)' | sbx run -l js -", "standard input"],
+    ["sbx run --upload data.csv --download plot.png plot.py", "a file into the VM, and one out of it"],
     [`sbx run --json -t 5 'while True: pass'`, "a result for programs"],
   ],
   run: execute,
@@ -115,6 +118,7 @@ async function execute(context: CliContext, input: Input): Promise<number> {
     language: given === undefined ? undefined : parseLanguage(given),
   }, context);
   using progress = new Progress(context.stderr, { isQuiet: options.isQuiet });
+  const transfers = await planTransfers(input, { sourceCount: sources.length, context, progress });
   const onLog = (line: string) => {
     progress.clear();
     context.stderr.startLine();
@@ -125,8 +129,8 @@ async function execute(context: CliContext, input: Input): Promise<number> {
   await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug, isQuiet });
   const [only] = sources;
   return only !== undefined && sources.length === 1
-    ? await runOne(only, { context, scheduler, options, progress, log })
-    : await runSeveral(sources, { context, scheduler, options, progress, log });
+    ? await runOne(only, { context, scheduler, options, progress, log, transfers })
+    : await runSeveral(sources, { context, scheduler, options, progress, log, transfers });
 }
 
 interface Job {
@@ -135,6 +139,8 @@ interface Job {
   readonly options: RunOptions;
   readonly progress: Progress;
   readonly log: Logger;
+  /** What goes into each VM and comes out of it. */
+  readonly transfers: Transfers | undefined;
 }
 
 /** Runs one source; its output passes through as it arrives, unless a result is wanted as JSON. */
@@ -192,25 +198,27 @@ function header(text: string, hasColor: boolean): string {
 /** Runs one source; a failure is an outcome too. */
 async function runSource(
   source: Source,
-  { context, scheduler, options, log, index }: Job & { readonly index: number },
+  { context, scheduler, options, log, transfers, index }: Job & { readonly index: number },
   callbacks: Pick<RunRequest, "onStdout" | "onStderr"> = {},
 ): Promise<Outcome> {
+  await using transfer = transfers?.forSource(index);
   const request: RunRequest = {
     code: source.code,
     language: source.language,
     ...options.request,
     signal: context.signal,
     ...callbacks,
+    ...transfer?.hooks,
     ...(options.isDebug ? { onBootLog: (text: string) => context.stderr.write(printable(text)) } : {}),
   };
   try {
     const result = await scheduler.run(request);
     const { start, exitCode, timing } = result;
     log.debug("run finished", { index, start, exitCode, ...timing });
-    return { result };
+    return { result, ...transfer?.outcome };
   } catch (error) {
     log.debug("run failed", { index, reason: messageOf(error) });
-    return { error };
+    return { error, ...transfer?.outcome };
   }
 }
 
@@ -223,12 +231,18 @@ function reportOutcome(outcome: Outcome, { context: { stderr }, options }: Job, 
     const hint = `--timeout SECONDS allows up to ${TIMEOUT_MAX_SECONDS}.`;
     writeReport(stderr, { message: "The code ran out of time and was ended", hint, ...(label === undefined ? {} : { label }) });
   }
+  for (const download of outcome.downloads ?? []) {
+    if (!("error" in download) || download.error instanceof InterruptedError) continue;
+    reportError(stderr, download.error, { isDebug: options.isDebug, ...(label === undefined ? {} : { label }) });
+  }
 }
 
 /** The exit status of one outcome: the program's own, or ours. */
 function exitCodeOfOutcome(outcome: Outcome): number {
   if ("error" in outcome) return exitCodeOf(outcome.error);
   if (outcome.result.timedOut) return EXIT.timedOut;
+  const failed = failedDownload(outcome);
+  if (failed !== undefined) return exitCodeOf(failed);
   // -1 without a time-out: the status was lost.
   return outcome.result.exitCode < 0 ? EXIT.sandbox : outcome.result.exitCode;
 }

@@ -28,6 +28,11 @@ export class FakeOutput implements Output {
     this.#line.take(text);
   }
 
+  writeBytes(bytes: Uint8Array): Promise<void> {
+    this.write(Buffer.from(bytes).toString("utf8"));
+    return Promise.resolve();
+  }
+
   startLine(): void {
     if (!this.#line.isEmpty) this.write("\n");
   }
