@@ -73,6 +73,11 @@ impl Channel {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     self.is_full = true;
+                    // With transfers there may be no moment at which everything is sent.
+                    if self.sent >= BACKLOG_BYTES {
+                        self.out.drain(..self.sent);
+                        self.sent = 0;
+                    }
                     return Ok(());
                 }
                 Err(Errno::PIPE | Errno::NODEV) => return Err(Fatal::HostGone),

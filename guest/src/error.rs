@@ -77,7 +77,12 @@ impl Refusal {
 
     /// `limit` is the name in `limits.json`.
     pub fn limit(limit: &'static str, value: u64, wanted: u64, unit: &'static str) -> Self {
-        let message = format!("Cannot execute: {limit} is limited to {wanted} {unit}, got {value}");
+        Self::beyond("execute", limit, value, wanted, unit)
+    }
+
+    /// The same for another action than an execution.
+    pub fn beyond(action: &str, limit: &'static str, value: u64, wanted: u64, unit: &'static str) -> Self {
+        let message = format!("Cannot {action}: {limit} is limited to {wanted} {unit}, got {value}");
         Refusal { code: Code::Limit, message, breach: Some(Breach { limit, value, wanted, unit }) }
     }
 

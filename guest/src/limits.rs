@@ -57,6 +57,14 @@ pub const REPL_START_MS: u64 = 120_000;
 /// After so many failed starts in a row the language is given up.
 pub const REPL_START_ATTEMPTS: u32 = 3;
 pub const ENTROPY_BYTES: usize = 64;
+/// One file, in bytes.
+pub const FILE_BYTES: u64 = 500 << 20;
+pub const PATH_BYTES: usize = 4_096;
+pub const PATH_COMPONENT_BYTES: usize = 255;
+/// Entries of a directory that is listed.
+pub const DIRECTORY_ENTRIES: usize = 100_000;
+/// Transfers and listings at once; as many trees may be removed beside them.
+pub const TRANSFERS: usize = 16;
 /// Processes and threads of the user, REPL included.
 pub const GUEST_PROCESSES: u64 = 1_024;
 
@@ -155,7 +163,8 @@ mod tests {
             "backgroundOutputBytes": BACKGROUND_OUTPUT_BYTES, "envVars": ENV_VARS, "envNameBytes": ENV_NAME_BYTES,
             "envValueBytes": ENV_VALUE_BYTES, "envRefusedNames": ENV_REFUSED_NAMES, "envRefusedPrefixes": ENV_REFUSED_PREFIXES,
             "timeoutMaxMs": TIMEOUT_MAX_MS, "cancelGraceMs": CANCEL_GRACE_MS, "killGraceMs": KILL_GRACE_MS,
-            "entropyBytes": ENTROPY_BYTES, "guestProcesses": GUEST_PROCESSES, "languages": crate::repl::LANGUAGES,
+            "entropyBytes": ENTROPY_BYTES, "guestProcesses": GUEST_PROCESSES, "fileBytes": FILE_BYTES,
+            "pathBytes": PATH_BYTES, "pathComponentBytes": PATH_COMPONENT_BYTES, "languages": crate::repl::LANGUAGES,
         });
         let fixture = fixture();
         for (name, value) in ours.as_object().expect("object") {

@@ -8,6 +8,8 @@ mod channel;
 mod confine;
 mod error;
 mod exec;
+mod files;
+mod home;
 mod hygiene;
 mod init;
 mod limits;
@@ -21,6 +23,8 @@ mod server;
 mod shell;
 mod stdin;
 mod sys;
+mod transfer;
+mod tree;
 mod wire;
 
 use error::{Action, Fatal};

@@ -84,6 +84,7 @@ impl Server {
     /// This machine is a copy, and its host counts streams from 1: what the original was doing has no one to report to.
     fn forget_streams(&mut self, now_us: u64) {
         self.mux.reset();
+        self.files.forget();
         self.release_input();
         self.outputs.displays.clear();
         if let Some(execution) = self.execution.take() {
@@ -105,11 +106,13 @@ impl Server {
                 Ok(()) => return Ok(()),
                 Err(refusal) => Err(refusal),
             },
-            Some("ping") => Ok(json!({})),
             Some("interrupt") => Ok(json!({ "interrupted": self.interrupt() })),
             Some("quiesce") => self.quiesce(),
             Some("poweroff") => return Err(Fatal::PowerOff),
-            Some(other) => Err(Refusal::new(Code::UnknownMethod, format!("Cannot open: there is no method {other:.64?}"))),
+            Some(method) => match self.open_transfer(stream, method, &open).transpose() {
+                None => return Ok(()),
+                Some(answer) => answer,
+            },
             None => Err(Refusal::bad_request("Cannot open: method must be text")),
         };
         let _ = now_us;
@@ -145,8 +148,8 @@ impl Server {
     }
 
     fn quiesce(&mut self) -> Result<Value, Refusal> {
-        if self.execution.is_some() || self.repl.state != State::Ready {
-            return Err(Refusal::new(Code::Busy, "Cannot quiesce: an execution is running"));
+        if self.execution.is_some() || self.repl.state != State::Ready || !self.files.is_idle() {
+            return Err(Refusal::new(Code::Busy, "Cannot quiesce: an execution or a transfer is running"));
         }
         if let Some(host) = &mut self.host {
             host.silence_us = 0;
@@ -159,6 +162,9 @@ impl Server {
 
     fn on_data(&mut self, frame: &Frame, now_us: u64) -> Result<(), Fatal> {
         self.mux.received(frame.stream, frame.payload.len()).map_err(|what| Fatal::Protocol(what.to_owned()))?;
+        if self.files.has(frame.stream) {
+            return self.on_file_data(frame);
+        }
         let Some(execution) = self.execution.as_ref().filter(|execution| execution.stream == frame.stream) else { return Ok(()) };
         if frame.flags != data::BODY || (execution.phase != Phase::Body && !execution.has_stdin) {
             return protocol("DATA that was not asked for");
@@ -204,7 +210,7 @@ impl Server {
                     stdin.end();
                 }
             }
-            None => {}
+            None => self.on_file_end(stream),
         }
         Ok(())
     }
@@ -270,6 +276,7 @@ impl Server {
                     execution.phase = Phase::Draining([0, 0]);
                 }
             }
+            None if self.files.has(stream) => self.on_file_cancel(stream),
             None => {}
         }
         self.drain(now_us)

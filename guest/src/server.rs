@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::channel::{Channel, BACKLOG_BYTES};
 use crate::error::{Action, Code, Fatal, Refusal};
 use crate::exec::{Body, Execution, Phase};
+use crate::files::Files;
 use crate::hygiene::ForkMarks;
 use crate::limits;
 use crate::memory::Watch;
@@ -16,7 +17,7 @@ use crate::mux::Mux;
 use crate::output::Outputs;
 use crate::repl::{next_ended_child, Repl, Reply, State};
 use crate::stdin::Stdin;
-use crate::wire::Kind;
+use crate::wire::{Kind, PAYLOAD_BYTES};
 
 /// How long output may gather before it is looked at: a short program wakes the agent once.
 pub(crate) const COALESCE_US: u64 = 2_000;
@@ -24,6 +25,8 @@ pub(crate) const COALESCE_US: u64 = 2_000;
 const IDLE_COALESCE_US: u64 = 50_000;
 /// How often a dying process is asked whether it is gone.
 const DYING_POLL_US: u64 = 5_000;
+/// So much of what the host sends is taken in one turn of the loop; the rest waits until others had theirs.
+const TURN_BYTES: usize = 4 * PAYLOAD_BYTES;
 /// Between failed starts of the language's process.
 const RESTART_DELAY_US: u64 = 1_000_000;
 
@@ -46,6 +49,7 @@ pub struct Server {
     pub(crate) stdin: Option<Stdin>,
     pub(crate) early_stdin: VecDeque<u8>,
     watch: Watch,
+    pub(crate) files: Files,
     pub(crate) host: Option<Host>,
     /// HELLO's payload until it is sent.
     pub(crate) announcement: Option<Value>,
@@ -86,6 +90,7 @@ impl Server {
             stdin: None,
             early_stdin: VecDeque::new(),
             watch: Watch::default(),
+            files: Files::default(),
             host: None,
             announcement: Some(announcement),
             coalesce_us: COALESCE_US,
@@ -137,7 +142,9 @@ impl Server {
         }
         // Room in the backlog or new credit may let display data and a drain go on.
         self.send_displays(now_us)?;
-        self.drain(now_us)
+        self.drain(now_us)?;
+        self.pump_files(now_us);
+        Ok(())
     }
 
     /// The acknowledgement of HELLO alone is no reason to wake the host while an execution may answer any moment.
@@ -204,7 +211,8 @@ impl Server {
             _ => None,
         };
         let look = Some(self.outputs.look_at_us).filter(|at_us| *at_us > now_us);
-        [execution, silence, repl, look, self.restart_at_us].into_iter().flatten().min()
+        let files = self.files.next_us(self.channel.is_blocked(), now_us);
+        [execution, silence, repl, look, self.restart_at_us, files].into_iter().flatten().min()
     }
 
     fn on_time(&mut self, now_us: u64) -> Result<(), Fatal> {
@@ -369,8 +377,9 @@ impl Server {
         if self.channel.is_blocked() {
             self.channel.flush()?;
         }
+        let mut received = 0;
         // Frames are judged in place; the buffer is out of `self` meanwhile.
-        while self.channel.backlog() < BACKLOG_BYTES && self.channel.fill()? {
+        while received < TURN_BYTES && self.channel.backlog() < BACKLOG_BYTES && self.channel.fill()? {
             let mut input = std::mem::take(&mut self.channel.input);
             let mut taken = 0;
             while let Some((frame, bytes)) =
@@ -380,6 +389,11 @@ impl Server {
                 taken += bytes;
             }
             input.drain(..taken);
+            received += taken;
+            if !self.files.is_idle() {
+                // The host waits for credit.
+                self.channel.flush()?;
+            }
             let is_cut = !input.is_empty();
             self.channel.input = input;
             let is_body_cut = self.execution.as_ref().is_some_and(|execution| execution.phase == Phase::Body);

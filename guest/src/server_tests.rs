@@ -3,11 +3,13 @@
 use std::ffi::CString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
 use super::*;
+use crate::home::tests::TestHome;
 use crate::repl::Program;
 use crate::wire::{self, Kind};
 
@@ -76,8 +78,15 @@ fn print(to: &mut dyn Write, bytes: &[u8]) {
     to.write_all(bytes).and_then(|()| to.flush()).expect("printed");
 }
 
+fn pong() -> Value {
+    json!({ "receivedBytes": 0 })
+}
+
+static HOSTS: AtomicU32 = AtomicU32::new(0);
+
 /// The host.
 struct Host {
+    home: TestHome,
     socket: UnixStream,
     buffer: Vec<u8>,
     last_stream: u32,
@@ -97,6 +106,8 @@ impl Host {
         let (ours, theirs) = UnixStream::pair().expect("a socketpair");
         ours.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         theirs.set_nonblocking(true).expect("non-blocking");
+        let home = TestHome::new(&format!("server-{}", HOSTS.fetch_add(1, Ordering::Relaxed)));
+        let files = Files::new(&home.home(), home.user);
         let server = std::thread::spawn(move || {
             let text = |text: &str| CString::new(text).expect("no NUL");
             let path = std::env::current_exe().expect("a path").to_string_lossy().into_owned();
@@ -105,9 +116,9 @@ impl Host {
                 Program { path: text(&path), args: args.into(), is_shell: false, directory: text("/"), env: vec![text("SBX_TEST_REPL=1")] };
             let repl = Repl::start(program, None, None, now_us()).expect("a process");
             let children = crate::sys::child_signals().expect("a descriptor");
-            Server::new(theirs.into(), children, repl, json!({ "protocol": 1 })).run()
+            Server { files, ..Server::new(theirs.into(), children, repl, json!({ "protocol": 1 })) }.run()
         });
-        let mut host = Host { socket: ours, buffer: Vec::new(), last_stream: 0, server: Some(server) };
+        let mut host = Host { home, socket: ours, buffer: Vec::new(), last_stream: 0, server: Some(server) };
         assert_eq!(host.frame().1, Kind::Hello);
         host
     }
@@ -135,7 +146,10 @@ impl Host {
                 return owned;
             }
             let mut chunk = [0; 65_536];
-            let bytes = self.socket.read(&mut chunk).expect("read");
+            let bytes = match self.socket.read(&mut chunk) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                bytes => bytes.expect("read"),
+            };
             assert!(bytes > 0, "the server has gone");
             self.buffer.extend_from_slice(&chunk[..bytes]);
         }
@@ -212,6 +226,9 @@ impl Host {
     }
 }
 
+#[path = "files_tests.rs"]
+mod files;
+
 /// A request that ends the machine, and a word of the reason.
 type Offence = (fn(&mut Host), &'static str);
 
@@ -225,6 +242,7 @@ fn server() {
     stops();
     background_output();
     concurrency_and_refusals();
+    files::transfers();
     clones();
     ends();
 }
@@ -236,7 +254,7 @@ fn results_and_output() {
     assert_eq!((&outcome.answer["timedOut"], &outcome.answer["reset"]), (&json!(false), &json!(false)));
     let long = format!("echo {}", "x".repeat(900_000));
     assert_eq!(host.run(&long).out.len(), 900_000);
-    assert_eq!(host.call("ping"), json!({}));
+    assert_eq!(host.call("ping"), pong());
     drop(host.socket.shutdown(std::net::Shutdown::Both));
     assert!(host.end().contains("closed the control port"));
 }
@@ -253,7 +271,7 @@ fn output_caps_and_credit() {
     while received < 262_144 {
         received += host.frame().3.len();
     }
-    assert_eq!((received, host.call("ping")), (262_144, json!({})));
+    assert_eq!((received, host.call("ping")), (262_144, pong()));
     host.send(stream, Kind::Credit, &500_000_u32.to_le_bytes());
     assert_eq!(host.finish(stream, false).out.len(), 500_000 - 262_144);
 }
@@ -270,7 +288,7 @@ fn display_data() {
     while received < 262_144 {
         received += host.frame().3.len();
     }
-    assert_eq!((received, host.call("ping")), (262_144, json!({})));
+    assert_eq!((received, host.call("ping")), (262_144, pong()));
     host.send(stream, Kind::Credit, &500_000_u32.to_le_bytes());
     let outcome = host.finish(stream, false);
     assert_eq!((outcome.shown.len(), &outcome.answer["exitCode"]), (500_004 - 262_144, &json!(4)));
@@ -329,7 +347,7 @@ fn concurrency_and_refusals() {
     let slow = host.start_exec("sleep 300\necho slow", 30_000);
     let second = host.start_exec("echo no", 30_000);
     assert_eq!(host.finish(second, true).answer["code"], "busy");
-    assert_eq!((host.call("ping"), host.call("quiesce")["code"].clone()), (json!({}), json!("busy")));
+    assert_eq!((host.call("ping"), host.call("quiesce")["code"].clone()), (pong(), json!("busy")));
     assert_eq!(host.finish(slow, true).out, "slow");
     assert_eq!((host.call("nonsense")["code"].clone(), host.call("quiesce")), (json!("unknown_method"), json!({})));
     for (code, wanted) in [("a\0b", "bad_request"), (" \n ", "bad_request")] {
