@@ -5,10 +5,12 @@
 # because package layers need it. Exit status: 0 the agent closed the control socket, 70 a malformed request, 71 the control
 # socket is unusable (user code closed it or wrote over it).
 #
+# This file and python_session.py are what every execution needs. The rest lies beside them and is loaded at its first use (`part`).
+#
 # What lasts between executions: the namespace of `__main__`, modules, threads, os.environ as the code left it, signal handlers
 # but SIGINT. What does not: sys.stdin/stdout/stderr, descriptors 0-2, trace functions, the execution's `env`. asyncio tasks
 # go on whenever a later execution awaits. atexit handlers run when the agent closes the control socket, as they would in an
-# interactive interpreter, not after each execution.
+# interactive interpreter, not after each execution. After an execution that is final nothing lasts: it ends as a program does.
 import posix
 
 CONTROL = 1000
@@ -17,12 +19,14 @@ posix.set_inheritable(CONTROL, False)
 import builtins
 import sys
 from _ast import Expr, Expression
+from _thread import _count as thread_count
+from atexit import _ncallbacks as exit_function_count, _run_exitfuncs as run_exit_functions
 from _functools import partial
 from _signal import SIGINT, default_int_handler, getsignal, signal
 from io import BufferedReader, BufferedWriter, BytesIO, FileIO, TextIOWrapper
 from linecache import cache as line_cache
 from os import environ
-from posix import _exit, close, dup2, getpid, readinto, register_at_fork, write
+from posix import O_CLOEXEC, _exit, close, dup2, getpid, open as open_file, readinto, register_at_fork, write
 from sys import getprofile, gettrace, modules, setprofile, settrace
 
 # Functions defined below look names up in this copy, so user code may delete or replace any builtin; and names imported above
@@ -34,15 +38,55 @@ HEADER_BYTES = 24
 REQUEST_BYTES = 4096  # A longer request takes more than one read.
 ATTEMPTS_LIMIT = 100
 NO_VALUE = 0xFFFFFFFF
-VALUE_LIMIT_BYTES = 65_536
-SOURCES_LIMIT = 500
-SOURCES_LIMIT_CHARS = 2 << 20
-ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
+# Flags of a request.
+FINAL = 1
+STDIN = 2
+COMPLETE = 4
+IS_COMPLETE = 8
+# Kinds of messages.
+DISPLAY = 1
+HAS_STDIN = 2
+VALUE_LIMIT_BYTES = 32_768
 ALLOW_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-FUTURE_MASK = 0x1FE0000  # every CO_FUTURE_* flag
 IS_COROUTINE = 0x80  # inspect.CO_COROUTINE
 FUNCTION = type(lambda: None)
-OUR_FILE = (lambda: None).__code__.co_filename
+OUR_DIRECTORY = (lambda: None).__code__.co_filename.rpartition("/")[0] + "/"
+# Modules that are adapted when they are imported, and the part that does it.
+ADAPTED = {
+    "multiprocessing.context": "multiprocessing",
+    "matplotlib.pyplot": "display",
+    "IPython.core.display_functions": "display",
+}
+parts = {}
+
+
+def load(name, names):
+    path = f"{OUR_DIRECTORY}python_{name}.py"
+    with FileIO(path) as file:
+        source = file.readall()
+    exec(compile(source, path, "exec", 0, True), names)
+    return names
+
+
+def part(name):
+    """The names of one of our other files. It is no module: user code can neither see it nor import it by accident."""
+    names = parts.get(name)
+    if names is None:
+        names = parts[name] = load(name, globals().copy())
+    return names
+
+
+def library(name):
+    """A module of the standard library, even where the user has a file of that name."""
+    module = modules.get(name)
+    if module is None:
+        path = sys.path
+        sys.path = list(LIBRARY_PATH)
+        try:
+            module = __import__(name)
+        finally:
+            sys.path = path
+    return module
 
 
 class Stdin(FileIO):
@@ -133,226 +177,17 @@ class Streams:
                 pass  # The code closed our duplicate as well; nothing is left to restore from.
 
 
-class Namespace:
-    """The user's `__main__`: a fresh module, so that nothing of ours is in it and pickle finds what it defines."""
-
-    def __init__(self):
-        module = type(sys)("__main__")
-        modules["__main__"] = module
-        self.names = vars(module)
-        self.names["__builtins__"] = builtins
-        self.untouched = len(self.names)
-        self.count = 0
-        self.source_chars = 0
-        self.loop = None
-        self.context = None
-
-    def begin_clone(self):
-        """Unless something was defined, the first execution of a clone is its number 1, whatever the template has run."""
-        if len(self.names) == self.untouched:
-            self.count = 0
-
-    def evaluate(self, source):
-        """Runs `source` as a module; returns the value of its trailing expression, None without one."""
-        if source[:1] == "\ufeff":
-            source = source[1:]
-        name = self.remember(source)
-        self.names["__builtins__"] = builtins
-        if source[-1:] == ")" and "\n" not in source and source.partition("(")[0].isidentifier():
-            # Most likely `print(…)`. Without the detour over a syntax tree a sixth of the instructions is saved.
-            code = self.compile_expression(source, name)
-            if code is not None and not code.co_flags & IS_COROUTINE:
-                return self.call(code)
-        # dont_inherit: __future__ statements hold for the execution that has them and no other.
-        tree = compile(source, name, "exec", ONLY_AST | ALLOW_AWAIT, True)
-        body = tree.body
-        last = body.pop().value if body and type(body[-1]) is Expr else None
-        code = compile(tree, name, "exec", ALLOW_AWAIT, True) if body else None
-        if last is not None:
-            flags = ALLOW_AWAIT | (code.co_flags & FUTURE_MASK if code else 0)
-            last = compile(Expression(last), name, "eval", flags, True)
-        del tree, body
-        if ((code.co_flags if code else 0) | (last.co_flags if last else 0)) & IS_COROUTINE:
-            return self.drive(self.run_async(code, last))
-        if code:
-            self.call(code)
-        return self.call(last) if last else None
-
-    def compile_expression(self, source, name):
-        try:
-            return compile(source, name, "eval", ALLOW_AWAIT, True)
-        except SyntaxError:
-            return None  # A statement after all, like `assert(x)`, or an error: the long way says which.
-
-    def remember(self, source):
-        """Names the source and lets tracebacks, warnings and inspect find its lines; names come round, so it is bounded."""
-        self.count = self.count % SOURCES_LIMIT + 1
-        name = f"<input {self.count}>"
-        self.source_chars += len(source)
-        if self.source_chars > SOURCES_LIMIT_CHARS:
-            for number in range(1, SOURCES_LIMIT + 1):
-                line_cache.pop(f"<input {number}>", None)
-            self.source_chars = len(source)
-        if "\n" not in source and "\r" not in source:
-            lines = [source]
-        else:
-            # Not splitlines(): that also splits at form feeds and other characters that end no line of Python.
-            lines = [line + "\n" for line in source.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-        line_cache[name] = (len(source), None, lines, name)
-        return name
-
-    def call(self, code):
-        if self.context is not None:
-            return self.context.run(eval, code, self.names)
-        return eval(code, self.names)
-
-    async def run_async(self, *parts):
-        """All of an execution that awaits runs on the loop, also what stands before the first await."""
-        value = None
-        for part in parts:
-            value = eval(part, self.names) if part else None
-            if part and part.co_flags & IS_COROUTINE:
-                value = await value
-        return value
-
-    def drive(self, coroutine):
-        """Runs a top-level await on the one event loop of this interpreter."""
-        import asyncio
-
-        if self.loop is None or self.loop.is_closed():
-            self.loop = asyncio.new_event_loop()
-        if self.context is None:
-            import contextvars
-
-            self.context = contextvars.copy_context()
-        task = self.loop.create_task(coroutine, context=self.context)
-        task.add_done_callback(lambda _: self.loop.stop())
-        stopped_by = None
-        while not task.done():
-            try:
-                self.loop.run_forever()
-            except (KeyboardInterrupt, SystemExit) as error:
-                # Raised in this task it has ended it. Raised in an idle loop or a callback, it must still end the task.
-                if not task.done():
-                    stopped_by = error
-                    task.cancel()
-        if stopped_by is None or not task.cancelled():
-            return task.result()
-        try:
-            task.result()
-        except BaseException as cancelled:
-            trace = cancelled.__traceback__  # Where the code was waiting: the lines worth showing.
-        raise stopped_by.with_traceback(trace)
-
-
-def report(error):
-    """Prints an uncaught exception as the interpreter would, without frames of ours; returns the exit code."""
-    if isinstance(error, SystemExit):
-        code = error.code
-        if code is None:
-            return 0
-        if isinstance(code, int):
-            return code & 0xFF
-        print(code, file=sys.stderr)
-        return 1
-    trace = error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if name != OUR_FILE and "/asyncio/" not in name:
-            break
-        trace = trace.tb_next
-    error.__traceback__ = trace
-    if isinstance(error, SyntaxError) and error.text is None:
-        lines = line_cache.get(error.filename, (0, None, ()))[2]
-        if 0 < (error.lineno or 0) <= len(lines):
-            error.text = lines[error.lineno - 1]  # The compiler itself looks for the line in a file of that name.
-    hook = sys.excepthook
-    try:
-        hook(type(error), error, trace)
-    except BaseException as second:
-        second.__traceback__ = second.__traceback__.tb_next
-        sys.__excepthook__(type(second), second, second.__traceback__)
-        sys.__excepthook__(type(error), error, trace)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
-
-
-def describe(value):
-    """The text of a trailing expression's value: its repr, bounded before it is made where that is cheap to do."""
-    kind = type(value)
-    if kind is str or kind is bytes:
-        value = value[:VALUE_LIMIT_BYTES]
-    elif kind is int and value.bit_length() > 8 * VALUE_LIMIT_BYTES:
-        return f"<int of {value.bit_length()} bits>".encode()
-    elif (kind is list or kind is tuple) and len(value) > VALUE_LIMIT_BYTES:
-        value = value[:VALUE_LIMIT_BYTES]
-    try:
-        text = repr(value)
-    except Exception as error:
-        text = f"<{kind.__name__} object whose repr raised {type(error).__name__}>"
-    data = text[: VALUE_LIMIT_BYTES + 1].encode("utf-8", "backslashreplace")
-    if len(data) > VALUE_LIMIT_BYTES:
-        data = data[: VALUE_LIMIT_BYTES - 3].decode("utf-8", "ignore").encode() + "…".encode()
-    return data
-
-
-class Environment:
-    """The `env` of one execution, and what stood in its place before."""
-
-    def __init__(self, block):
-        self.before = []
-        for entry in block.split(b"\0"):
-            name, equals, value = entry.decode("utf-8", "surrogateescape").partition("=")
-            if equals and name:
-                self.before.append((name, environ.get(name)))
-                environ[name] = value
-        self.apply_zone()
-
-    def restore(self):
-        for name, value in reversed(self.before):
-            if value is None:
-                environ.pop(name, None)
-            else:
-                environ[name] = value
-        self.apply_zone()
-
-    def apply_zone(self):
-        if any(name == "TZ" for name, _ in self.before):
-            import time
-
-            time.tzset()
-
-
-def reseed(seed):
-    """Makes clones of one memory image draw different numbers. The kernel's generator is the agent's task.
-
-    What cannot be changed in a running interpreter is the hash seed: set order is the same in every clone.
-    """
-    number = int.from_bytes(seed, "little")
-    words = [int.from_bytes(seed[i : i + 4], "little") for i in range(0, len(seed), 4)]
-    steps = {
-        "random": lambda module: module._inst.seed(number),
-        "numpy.random": lambda module: module.seed(words),
-        "torch": lambda module: module.manual_seed(number & (1 << 63) - 1),
-        "_ssl": lambda module: module.RAND_add(seed, float(len(seed))),
-        # Its generator is a random.Random of its own, made at first use.
-        "tempfile": lambda module: setattr(module, "_name_sequence", None),
-        # A random node id, where the machine has no hardware address.
-        "uuid": lambda module: setattr(module, "_node", None),
-        "multiprocessing.process": lambda module: setattr(module.current_process(), "authkey", seed),
-    }
-    for name, step in steps.items():
-        module = modules.get(name)
-        if module is not None:
-            try:
-                step(module)
-            except Exception:
-                pass  # A module of the user's by that name, or one half imported: nothing of it to reseed.
-
+def display(*objects, **options):
+    """Shows objects with all they offer: HTML, images, text. With raw=True they are dictionaries, MIME type → content."""
+    part("display")["display"](objects, options)
 
 
 class Repl:
     def __init__(self):
         self.pid = getpid()
+        # The request whose code runs, the lock under which things are shown for it, and how much was.
+        self.current = self.door = None
+        self.shown_bytes = 0
         self.request = bytearray(REQUEST_BYTES)
         self.view = memoryview(self.request)
         self.header = self.view[:HEADER_BYTES].cast("I")
@@ -387,7 +222,11 @@ class Repl:
             block = bytes(body[env_at:code_at]) if env_bytes else None
             seed = bytes(body[HEADER_BYTES:env_at]) if seed_bytes else None
             body = None
-            code, value = self.execute(seed, block, source)
+            if flags & (COMPLETE | IS_COMPLETE):
+                code, value = self.assist(flags, seed, source)
+            else:
+                self.current = request
+                code, value = self.execute(flags, seed, block, source)
             words = self.reply_words
             words[0] = request
             words[2] = code
@@ -396,29 +235,67 @@ class Repl:
             source = value = None
             self.streams.put_back_descriptors()
 
-    def execute(self, seed, block, source):
-        """Runs one request; returns its exit code and the value's text or None."""
-        environment = Environment(block) if block else None
-        value = error = None
+    def assist(self, flags, seed, source):
+        """Answers about code that somebody types; runs none of it, nor anything else of the user's."""
         try:
             if seed:
                 reseed(seed)
                 self.namespace.begin_clone()
+            if flags & COMPLETE:
+                return 0, part("complete")["complete"](self.namespace.names, source)
+            return 0, part("blocks")["is_complete"](source)
+        except BaseException as error:
+            return 130 if isinstance(error, KeyboardInterrupt) else 1, None
+
+    def execute(self, flags, seed, block, source):
+        """Runs one request; returns its exit code and the value's text or None."""
+        environment = Environment(block) if block else None
+        value = error = None
+        code = 0
+        try:
+            if seed:
+                reseed(seed)
+                self.namespace.begin_clone()
+            if flags & STDIN:
+                self.open_stdin()
             value = self.namespace.evaluate(source)
             if value is not None:
-                value = describe(value)
+                value = self.show(value)
         except BaseException as caught:
             error = caught
+        if "matplotlib.pyplot" in modules or (flags & FINAL and self.has_loose_ends()):
+            try:
+                error, code = part("ending")["wind_up"](flags, error)
+            except BaseException as caught:
+                error = caught
         for _ in range(ATTEMPTS_LIMIT):
             try:
-                return self.finish(environment, error, value)
+                return self.finish(environment, error, value, code)
             except BaseException:
                 # An interrupt or a signal handler of the user's, too late for the code. If it came amid the report, the
                 # report is printed again.
                 continue
         _exit(71)
 
-    def finish(self, environment, error, value):
+    def open_stdin(self):
+        fifo = open_file(OUR_DIRECTORY + "stdin", O_CLOEXEC)
+        dup2(fifo, 0)
+        close(fifo)
+        self.send_message(HAS_STDIN, b"")
+
+    def show(self, value):
+        """The text of a value; what else it offers is sent as display data."""
+        if type(value) not in PLAIN_TYPES and is_rich(value):
+            part("display")["display"]((value,), {})
+        return describe(value)
+
+    def has_loose_ends(self):
+        """Whether the end of the program has anything to wait for or to run."""
+        if thread_count() or exit_function_count() or self.namespace.loop is not None:
+            return True
+        return bool(getattr(modules.get("threading"), "_threading_atexits", None))
+
+    def finish(self, environment, error, value, code):
         if gettrace() is not None:
             settrace(None)
         if getprofile() is not None:
@@ -426,16 +303,18 @@ class Repl:
         if getsignal(SIGINT) is not self.on_interrupt:
             signal(SIGINT, self.on_interrupt)
         self.streams.flush()
-        code = 0
         if error is not None:
-            value = None
             code = report(error)
             self.streams.flush()
         if getpid() != self.pid:
             _exit(code)  # A fork that came back from the user's code.
+        self.current = None
+        if self.door is not None:
+            with self.door:  # Waits for a thread that is amid a message.
+                self.shown_bytes = 0
         if environment:
             environment.restore()
-        return code, value
+        return code, None if error is not None else value
 
     def receive(self, target):
         got = []
@@ -460,7 +339,15 @@ class Repl:
             size += self.receive(whole[size:])
         return whole
 
+    def send_message(self, kind, data):
+        header = bytearray(16)
+        words = memoryview(header).cast("I")
+        words[0], words[1], words[3] = self.current, kind, len(data)
+        return self.send(memoryview(header + data))
+
     def send(self, data):
+        """Sends all of it, whatever interrupts; returns what did."""
+        late = None
         while data:
             sent = []
             try:
@@ -468,155 +355,54 @@ class Repl:
             except OSError as error:
                 if error.errno is not None:
                     _exit(71)
-            except BaseException:
-                pass  # As in receive().
+            except BaseException as error:
+                late = error  # As in receive().
             if sent:
                 if sent[0] == len(data):
-                    return
+                    break
                 data = data[sent[0] :]
+        return late
 
     def leave(self):
         """The agent has closed the socket: end as an interactive interpreter does, but wait for no thread."""
         try:
-            atexit = modules.get("atexit")
-            if atexit:
-                atexit._run_exitfuncs()
+            run_exit_functions()
         except BaseException:
             pass  # Already reported by atexit.
         self.streams.flush()
         _exit(0)
 
 
-class MultiprocessingHook:
-    """Waits in sys.meta_path for `multiprocessing` to be imported, adapts it, and is gone."""
+class ImportHook:
+    """Waits in sys.meta_path for modules that need adapting."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "multiprocessing.context":
+        if name == "matplotlib":
+            # The backend that needs no screen; looking for another one takes longer than all the rest of the import.
+            environ.setdefault("MPLBACKEND", "agg")
+        if name not in ADAPTED:
             return None
-        sys.meta_path.remove(self)
         spec = modules["_frozen_importlib_external"].PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
         load = spec.loader.exec_module
 
         def load_and_adapt(module):
             load(module)
-            adapt_multiprocessing(module)
+            part(ADAPTED[name])["adapt"](module)
 
         spec.loader.exec_module = load_and_adapt
         return spec
 
 
-def adapt_multiprocessing(context):
-    """Makes workers know what the session defined.
-
-    Workers are forked, so they inherit the session. What plain pickle refuses (lambdas, nested functions), and what was
-    defined after the workers were forked, travels by value with cloudpickle; such a function runs on the worker's own
-    `__main__`, into which only what the worker cannot have is filled.
-    """
-    reduction = modules["multiprocessing.reduction"]
-    process = modules["multiprocessing.process"]
-    plain = reduction.ForkingPickler
-    session = vars(modules["__main__"])
-    inherited = {}  # `__main__` when the oldest living worker was forked; of data the name alone.
-    spawned = False
-    context._default_context._default_context = context._concrete_contexts["fork"]
-
-    def before_fork():
-        if not process.active_children():
-            inherited.clear()
-            for name, value in session.items():
-                inherited[name] = value if isinstance(value, (type, FUNCTION)) else None
-
-    def travels_by_value(thing):
-        root, *rest = thing.__qualname__.split(".")
-        found = known = session.get(root)
-        for part in rest:
-            found = getattr(found, part, None)
-        return found is not thing or spawned or bool(inherited) and inherited.get(root) is not known
-
-    def is_ours(thing):
-        return isinstance(thing, (type, FUNCTION)) and getattr(thing, "__module__", None) == "__main__"
-
-    class ByReference(plain):
-        def reducer_override(self, thing):
-            if is_ours(thing) and travels_by_value(thing):
-                raise reduction.pickle.PicklingError("not known to the worker")
-            return NotImplemented
-
-    def override(pickler, thing, otherwise):
-        if not is_ours(thing):
-            return otherwise(thing)
-        if not travels_by_value(thing):
-            return NotImplemented
-        if isinstance(thing, type) or thing.__globals__ is not session:
-            return otherwise(thing)
-        make, (code, _, *rest), (attributes, slots), *_ = pickler._dynamic_function_reduce(thing)
-        carried = slots["__globals__"]
-        for name in [name for name in carried if name in inherited and not isinstance(carried[name], (type, FUNCTION))]:
-            del carried[name]
-        return make, (code, AsText(WORKER_NAMES), *rest), (attributes, slots), None, None, AsText(SET_STATE)
-
-    def dump(data, file, protocol=None):
-        nonlocal spawned
-        spawned = spawned or context.get_spawning_popen() is not None
-        scratch = BytesIO()
-        try:
-            ByReference(scratch, protocol).dump(data)
-        except Exception:
-            scratch = BytesIO()
-            pickle_by_value(data, scratch, protocol, plain._extra_reducers, override)
-        file.write(scratch.getbuffer())
-
-    def dumps(cls, data, protocol=None):
-        buffer = BytesIO()
-        dump(data, buffer, protocol)
-        return buffer.getbuffer()
-
-    register_at_fork(before=before_fork)
-    reduction.dump = dump
-    plain.dumps = classmethod(dumps)
-
-
-# Evaluated in the worker, so that it needs no module of ours there. The state is what cloudpickle makes of a function.
-WORKER_NAMES = "__import__('sys').modules['__main__'].__dict__"
-SET_STATE = """lambda function, state: (
-    [function.__globals__.__setitem__(name, value) for name, value in state[1]["__globals__"].items()
-        if name not in function.__globals__ or isinstance(value, (type, type(lambda: 0)))],
-    state[1]["__globals__"].clear(),
-    __import__("cloudpickle.cloudpickle").cloudpickle._function_setstate(function, state))"""
-
-
-class AsText:
-    """Travels as the expression that makes the object in the worker."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def __reduce__(self):
-        return eval, (self.text,)
-
-    def __call__(self):
-        raise TypeError("only in the worker")  # Pickle insists that a state setter be callable here, too.
-
-
-def pickle_by_value(data, file, protocol, extra_reducers, override):
-    import collections
-
-    import cloudpickle
-
-    class ByValue(cloudpickle.Pickler):
-        def __init__(self):
-            super().__init__(file, protocol)
-            self.dispatch_table = collections.ChainMap(extra_reducers, self.dispatch_table)
-
-        def reducer_override(self, thing):
-            return override(self, thing, super().reducer_override)
-
-    ByValue().dump(data)
-
-
 if __name__ == "__main__":
+    load("session", globals())
+    LIBRARY_PATH = tuple(sys.path)
     sys.argv = [""]
     sys.path.insert(0, "")
     sys.set_int_max_str_digits(0)
-    sys.meta_path.insert(2, MultiprocessingHook())
-    Repl().serve()
+    sys.meta_path.insert(2, ImportHook())
+    builtins.display = display
+    display.__module__ = "builtins"
+    repl = Repl()
+    repl.serve()

@@ -10,7 +10,19 @@ use crate::limits::PROTOCOL_VERSION;
 use crate::repl::{Program, DIRECTORY};
 use crate::shell;
 
-const PYTHON_SCRIPT: &str = include_str!("../repl/python.py");
+/// The first is what is started; it loads the second at once and the others at their first use.
+const PYTHON_SCRIPTS: [(&str, &str); 10] = [
+    ("python.py", include_str!("../repl/python.py")),
+    ("python_session.py", include_str!("../repl/python_session.py")),
+    ("python_await.py", include_str!("../repl/python_await.py")),
+    ("python_blocks.py", include_str!("../repl/python_blocks.py")),
+    ("python_complete.py", include_str!("../repl/python_complete.py")),
+    ("python_display.py", include_str!("../repl/python_display.py")),
+    ("python_ending.py", include_str!("../repl/python_ending.py")),
+    ("python_imports.py", include_str!("../repl/python_imports.py")),
+    ("python_multiprocessing.py", include_str!("../repl/python_multiprocessing.py")),
+    ("python_scan.py", include_str!("../repl/python_scan.py")),
+];
 const JAVASCRIPT_SCRIPT: &str = include_str!("../repl/javascript.mjs");
 const SHELL_SCRIPT: &str = include_str!("../repl/shell.sh");
 
@@ -42,7 +54,10 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
     fs::mkdir(DIRECTORY, Mode::from_raw_mode(0o755)).action("make the scripts' directory")?;
     match language {
         "python" => {
-            let script = put_script("python.py", PYTHON_SCRIPT)?;
+            for (name, text) in PYTHON_SCRIPTS {
+                put_script(name, text)?;
+            }
+            let script = format!("{DIRECTORY}/{}", PYTHON_SCRIPTS[0].0);
             let path = first_existing(&["/usr/bin/python3.14", "/usr/bin/python3"])?;
             // -I: neither the environment nor the working directory decides what is imported.
             Ok(program(&path, &[&path, "-I", "-X", "utf8", &script]))

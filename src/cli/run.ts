@@ -91,8 +91,7 @@ function numberOption(input: Input, long: string, { min, max, unit, isWhole = fa
   if (text === undefined) return undefined;
   const number = (isWhole ? /^\d+$/ : /^\d+(\.\d+)?$/).test(text) ? Number(text) : NaN;
   if (number >= min && number <= (max ?? Number.MAX_SAFE_INTEGER)) return number;
-  const limit = max ?? (number > min ? Number.MAX_SAFE_INTEGER : undefined);
-  const range = limit === undefined ? `at least ${min}` : `between ${min} and ${limit}`;
+  const range = max === undefined ? `at least ${min}` : `between ${min} and ${max}`;
   throw new UsageError(`Cannot set --${long}: must be ${isWhole ? "a whole number of " : ""}${range}${unit}, got ${JSON.stringify(text)}`);
 }
 

@@ -1,7 +1,7 @@
 /** Driver: plays the agent for a REPL that runs on this host, with the real interpreter and the real protocol. */
 import assert from "node:assert/strict";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { closeSync, constants, copyFileSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeSync } from "node:fs";
 import type { Socket } from "node:net";
 import path from "node:path";
 import process from "node:process";
@@ -13,7 +13,9 @@ import { settled } from "../../support/waiting.ts";
 const MAGIC = 0x32584253;
 const HEADER_BYTES = 24;
 const MESSAGE_BYTES = 16;
+const KIND_REPLY = 0;
 const KIND_DISPLAY = 1;
+const KIND_STDIN = 2;
 const NO_VALUE = 0xffffffff;
 /** The protocol's descriptor; node's `stdio` would need 1,001 entries, so bash moves descriptor 3 there. */
 const WRAPPER = 'out=$1 err=$2; shift 2; exec >>"$out" 2>>"$err" 1000<&3 3<&-; exec "$@"';
@@ -30,6 +32,14 @@ export interface Execution {
   readonly stderr: string;
 }
 
+/** What an execution is asked for with; `stdin` needs its flag too. */
+export interface ExecutionOptions {
+  readonly env?: Record<string, string>;
+  readonly seed?: Uint8Array;
+  readonly flags?: number;
+  readonly stdin?: string;
+}
+
 /** How a REPL process ended. */
 export interface ReplEnd {
   readonly code: number | null;
@@ -41,6 +51,8 @@ export interface Interpreter {
   readonly command: readonly string[];
   readonly env: Readonly<Record<string, string>>;
   readonly skip: string | false;
+  /** Puts the scripts together in a directory, as the agent does; returns further arguments. */
+  readonly install?: (directory: string) => readonly string[];
 }
 
 /** CPython 3.14: `SBX_TEST_PYTHON`, else `python3.14` on the path. */
@@ -48,7 +60,14 @@ export function findPython(): Interpreter {
   const program = process.env["SBX_TEST_PYTHON"] || "python3.14";
   const version = outputOf(program, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
   const skip = version === "3.14" ? false : `needs CPython 3.14: set SBX_TEST_PYTHON (${program}: ${version ?? "not found"})`;
-  return { command: [program, "-I", "-X", "utf8", path.join(REPL_DIRECTORY, "python.py")], env: {}, skip };
+  return { command: [program, "-I", "-X", "utf8"], env: {}, skip, install: installPython };
+}
+
+function installPython(directory: string): readonly string[] {
+  for (const name of readdirSync(REPL_DIRECTORY).filter((name) => name.endsWith(".py"))) {
+    copyFileSync(path.join(REPL_DIRECTORY, name), path.join(directory, name));
+  }
+  return [path.join(directory, "python.py")];
 }
 
 /** Bun 1.4 or later: `SBX_TEST_BUN`, else `bun` on the path. */
@@ -81,18 +100,21 @@ export class Repl {
   readonly ended: Promise<ReplEnd>;
   readonly #child: ChildProcess;
   readonly #socket: Socket;
+  readonly #directory: string;
   readonly #files: readonly string[];
   readonly #read = [0, 0];
   #received: Buffer = Buffer.alloc(0);
   #wake = () => {};
   #id = 0;
 
-  private constructor(t: TestContext, { command, env }: Interpreter, wrapper: string) {
+  private constructor(t: TestContext, { command, env, install }: Interpreter, wrapper: string) {
     const directory = temporaryDirectory(t);
+    this.#directory = directory;
+    const scripts = install?.(directory) ?? [];
     this.home = path.join(directory, "home");
     mkdirSync(this.home);
     this.#files = ["stdout", "stderr"].map((name) => path.join(directory, name));
-    this.#child = spawn("bash", ["-c", wrapper, "bash", ...this.#files, ...command], {
+    this.#child = spawn("bash", ["-c", wrapper, "bash", ...this.#files, ...command, ...scripts], {
       cwd: this.home,
       env: { PATH: process.env["PATH"] ?? "", HOME: this.home, LANG: "C.UTF-8", TMPDIR: directory, ...env },
       stdio: ["ignore", "ignore", "ignore", "pipe"],
@@ -128,18 +150,24 @@ export class Repl {
   }
 
   /** Runs `code`; fails the test when the REPL ends instead of replying. */
-  async exec(code: string, options: { env?: Record<string, string>; seed?: Uint8Array; flags?: number } = {}): Promise<Execution> {
+  async exec(code: string, options: ExecutionOptions = {}): Promise<Execution> {
     const source = Buffer.from(code);
     const block = Buffer.from(Object.entries(options.env ?? {}).map(([name, value]) => `${name}=${value}\0`).join(""));
     const seed = options.seed ?? new Uint8Array(0);
     const header = Buffer.alloc(HEADER_BYTES);
     const words = [MAGIC, ++this.#id, options.flags ?? 0, seed.length, block.length, source.length];
     words.forEach((word, index) => header.writeUInt32LE(word, index * 4));
+    const fifo = options.stdin === undefined ? undefined : this.#makeFifo();
     this.send(Buffer.concat([header, seed, block, source]));
     const displays: unknown[] = [];
     let message = await this.#message();
-    for (; message.kind === KIND_DISPLAY; message = await this.#message()) {
-      displays.push(JSON.parse((await this.#take(message.size)).toString()));
+    for (; message.kind !== KIND_REPLY; message = await this.#message()) {
+      if (message.kind === KIND_DISPLAY) displays.push(JSON.parse((await this.#take(message.size)).toString()));
+      else {
+        assert.deepEqual(message, { kind: KIND_STDIN, exitCode: 0, size: 0 });
+        writeSync(fifo ?? -1, options.stdin ?? "");
+        closeSync(fifo ?? -1);
+      }
     }
     const value = message.size === NO_VALUE ? null : (await this.#take(message.size)).toString();
     // Printed to files: what was flushed before the reply is there, without waiting.
@@ -149,6 +177,14 @@ export class Repl {
       return bytes.toString();
     });
     return { exitCode: message.exitCode, value, displays, stdout: stdout ?? "", stderr: stderr ?? "" };
+  }
+
+  /** As the agent does: an end of ours keeps it open until the REPL has opened its own. */
+  #makeFifo(): number {
+    const fifo = path.join(this.#directory, "stdin");
+    rmSync(fifo, { force: true });
+    execFileSync("mkfifo", [fifo]);
+    return openSync(fifo, constants.O_RDWR | constants.O_NONBLOCK);
   }
 
   async #message(): Promise<{ kind: number; exitCode: number; size: number }> {

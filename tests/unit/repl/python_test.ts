@@ -51,10 +51,10 @@ for (
   testPython(`the value of ${JSON.stringify(code)} is ${value}`, async (repl) => assert.equal(await repl.value(code), value));
 }
 
-testPython("a long value is cut at 64 KiB, between characters", async (repl) => {
+testPython("a long value is cut at 32 KiB, between characters", async (repl) => {
   const value = await repl.value("'é' * 100_000") ?? "";
-  assert.ok(Buffer.byteLength(value) <= 65_536 && value.endsWith("é…"), value.slice(-5));
-  assert.ok((await repl.value("[1] * 10_000_000") ?? "").length < 66_000);
+  assert.ok(Buffer.byteLength(value) <= 32_768 && value.endsWith("é…"), value.slice(-5));
+  assert.ok((await repl.value("[1] * 10_000_000") ?? "").length <= 32_768);
   assert.equal(await repl.value("1 << 10_000_000"), "<int of 10000001 bits>");
 });
 
@@ -73,7 +73,7 @@ testPython("a traceback shows the user's lines and no frame of ours", async (rep
   });
   const chained = await repl.exec("try:\n    divide(0)\nexcept Exception as e:\n    raise KeyError('k') from e");
   assert.match(chained.stderr, /ZeroDivisionError[^]*direct cause[^]*KeyError: 'k'\n$/);
-  assert.doesNotMatch(chained.stderr, /python\.py/);
+  assert.doesNotMatch(chained.stderr, /python\w*\.py/);
   const { stderr } = await repl.exec("\fa = 1\r\nb = 2\r1 / 0");
   assert.match(stderr, /line 3, in <module>\n {4}1 \/ 0\n/, "form feeds and carriage returns do not shift lines");
 });
@@ -177,7 +177,7 @@ for (
     const { exitCode, stderr } = await running;
     assert.equal(exitCode, 130, stderr);
     assert.match(stderr, /^Traceback[^]*<input 2>[^]*KeyboardInterrupt\n$/);
-    assert.doesNotMatch(stderr, /python\.py/);
+    assert.doesNotMatch(stderr, /python\w*\.py/);
     assert.equal(await repl.value("kept"), "1");
   });
 }
