@@ -175,6 +175,28 @@ export class GuestChannel {
     await this.#call({ method: "ping" }, signal);
   }
 
+  /**
+   * Moves bytes that mean nothing: `body` to the guest, then, and at the same time, `receiveBytes` back. What files are transferred at is
+   * measured against it. Resolves with the bytes that the guest counted.
+   */
+  async exchange(
+    { body, receiveBytes = 0 }: { readonly body?: AsyncIterable<Uint8Array>; readonly receiveBytes?: number },
+    signal?: AbortSignal,
+  ): Promise<number> {
+    signal?.throwIfAborted();
+    const stream = this.#mux.open({ method: "ping", sendBytes: receiveBytes, body: body !== undefined });
+    using source = body && new BodySource(stream, body);
+    try {
+      const payload = resultOf(await abortable(abortable(stream.answer, signal), source?.failed), "ping");
+      const { receivedBytes } = answerObject(payload);
+      if (!isCount(receivedBytes)) throw unreadable(payload);
+      return receivedBytes;
+    } catch (error) {
+      if (!this.closed.aborted) await stopStream(this.#mux, stream, { cancelMs: 0, resultMs: this.#graces.resultMs });
+      throw error;
+    }
+  }
+
   /** Makes the guest finish what it does in the background, so that its memory can be saved. */
   async quiesce(signal?: AbortSignal): Promise<void> {
     await this.#call({ method: "quiesce" }, signal);

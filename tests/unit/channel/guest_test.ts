@@ -229,3 +229,25 @@ test("guest: code larger than the credit waits for it, and no more is ever sent 
   await settled(channel.exec({ code, env: {}, timeoutMs: 60_000 }, quiet), "the large program");
   assert.equal(got, code.length);
 });
+
+test("guest: an exchange moves bytes both ways, and tells what the guest counted; an abort cancels it", async () => {
+  let counted = 0;
+  const { channel, received } = connect((frame, peer) => {
+    if (frame.kind === KIND.data) counted += frame.payload.length;
+    if (frame.kind === KIND.cancel) peer.send(frame.stream, KIND.error, json({ code: "bad_request", message: "cancelled" }));
+    if (frame.kind !== KIND.end) return;
+    peer.send(frame.stream, KIND.data, new Uint8Array(7), DATA_FLAG.stdout);
+    peer.send(frame.stream, KIND.result, json({ receivedBytes: counted }));
+  });
+  const body = async function* () {
+    yield new Uint8Array(100_000);
+    yield new Uint8Array(5);
+  };
+  assert.equal(await channel.exchange({ body: body(), receiveBytes: 7 }), 100_005);
+  assert.deepEqual(parsed(received[0]), { method: "ping", sendBytes: 7, body: true });
+  const reason = new Error("enough"), controller = new AbortController();
+  const waiting = channel.exchange({ receiveBytes: 1 }, controller.signal);
+  controller.abort(reason);
+  await assert.rejects(settled(waiting, "the exchange"), reason);
+  assert.equal(received.at(-1)?.kind, KIND.cancel);
+});
