@@ -111,17 +111,22 @@ impl Channel {
 
     /// Reads from `source` straight into a DATA frame of at most `most` bytes. Returns the payload's length; 0: there was nothing.
     pub fn put_data_from(&mut self, source: impl std::os::fd::AsFd, stream: u32, flags: u8, most: usize) -> usize {
+        self.try_put_data_from(source, stream, flags, most).unwrap_or(0)
+    }
+
+    /// The same; 0: `source` is at its end.
+    pub fn try_put_data_from(&mut self, source: impl std::os::fd::AsFd, stream: u32, flags: u8, most: usize) -> Result<usize, Errno> {
         let at = self.out.len();
         wire::put_header(&mut self.out, stream, Kind::Data, flags, 0);
         match sys::read_append(source, &mut self.out, most.min(PAYLOAD_BYTES)) {
             Ok(bytes) if bytes > 0 => {
                 wire::set_length(&mut self.out, at, bytes);
                 self.is_urgent = true;
-                bytes
+                Ok(bytes)
             }
-            _ => {
+            nothing => {
                 self.out.truncate(at);
-                0
+                nothing
             }
         }
     }

@@ -182,7 +182,16 @@ fn credit_and_turns(host: &mut Host) {
     assert_eq!(host.run("echo beside").out, "beside");
     host.send(stream, Kind::End, b"");
     assert_eq!(host.finish(stream, true).answer, json!({ "bytes": 262_144 }));
-    let streams: Vec<u32> = (0..10).map(|_| host.open(&json!({ "method": "file_read", "path": "shared" }))).collect();
+    // In one write: none has a turn before the others are there.
+    let streams: Vec<u32> = (host.last_stream + 1..).take(10).collect();
+    let open = br#"{"method":"file_read","path":"shared"}"#;
+    let mut opens = Vec::new();
+    for stream in &streams {
+        wire::put_header(&mut opens, *stream, Kind::Open, 0, open.len());
+        opens.extend_from_slice(open);
+    }
+    host.last_stream += 10;
+    host.socket.write_all(&opens).expect("sent");
     let (mut received, mut results) = (vec![0; 10], 0);
     while results < 10 {
         let (stream, kind, _, payload) = host.frame();

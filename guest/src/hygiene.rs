@@ -6,8 +6,6 @@
 use std::fs::{read_to_string, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-/// The processes of the user; where there is no such group (the tests' machine), there is nothing to clear.
-const PROCESSES: &str = "/sys/fs/cgroup/user/cgroup.procs";
 /// A mark is a page or two; whatever is larger is no mark, and not worth a second's work.
 const MARK_MAX_BYTES: u64 = 65_536;
 
@@ -26,8 +24,8 @@ struct Region {
 impl ForkMarks {
     /// Looks through every process of the user. Takes milliseconds: for the moment before a save, not for the start of a clone.
     pub fn find() -> Self {
-        let pids = read_to_string(PROCESSES).unwrap_or_default();
-        let marks = pids.lines().filter_map(|pid| {
+        let marks = crate::cgroup::user_pids().into_iter().filter_map(|pid| {
+            let pid = pid.as_raw_nonzero();
             let regions = regions(&read_to_string(format!("/proc/{pid}/smaps")).ok()?);
             let memory = OpenOptions::new().write(true).open(format!("/proc/{pid}/mem")).ok()?;
             (!regions.is_empty()).then_some((memory, regions))

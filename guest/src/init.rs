@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, FileType, Mode, OFlags, CWD};
 use rustix::mount::{self, MountFlags};
 
+use crate::cgroup::Group;
 use crate::confine::{GROUP_ID, USER_ID};
 use crate::error::{Action, Fatal};
 use crate::{memory, sys};
@@ -19,7 +20,8 @@ pub struct Machine {
     pub devices: OwnedFd,
     /// Writable sysfs.
     pub sysfs: OwnedFd,
-    pub cgroup: Option<OwnedFd>,
+    /// The group all of the user's processes live in; None without cgroups.
+    pub cgroup: Option<Group>,
     pub command_line: String,
 }
 
@@ -185,14 +187,10 @@ fn switch_root() -> Result<(), Fatal> {
     Ok(())
 }
 
-/// The group all of the user's processes live in, as a directory, or None without cgroups.
-fn make_cgroup() -> Option<OwnedFd> {
-    const GROUP: &str = "/sys/fs/cgroup/user";
+fn make_cgroup() -> Option<Group> {
     // Not memory: charging every page costs, and the agent needs no group to survive when memory runs out.
     let _ = write_file("/sys/fs/cgroup/cgroup.subtree_control", "+pids");
-    make_directory(GROUP, 0o755).ok()?;
-    let _ = write_file(&format!("{GROUP}/pids.max"), &crate::limits::GUEST_PROCESSES.to_string());
-    open_directory(GROUP).ok()
+    Group::make_user().ok()
 }
 
 pub fn write_file(path: &str, text: &str) -> Result<(), rustix::io::Errno> {

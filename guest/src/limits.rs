@@ -67,6 +67,10 @@ pub const DIRECTORY_ENTRIES: usize = 100_000;
 pub const TRANSFERS: usize = 16;
 /// Processes and threads of the user, REPL included.
 pub const GUEST_PROCESSES: u64 = 1_024;
+/// Processes beside the REPL at once, and ended ones that are kept for whoever attaches.
+pub const SESSION_PROCESSES: usize = 32;
+/// Arguments of one process, each with its NUL.
+pub const ARGUMENTS_BYTES: usize = 131_072;
 
 /// Checks the sizes that OPEN announces, before any of the body is accepted.
 pub fn check_sizes(env_bytes: u64, code_bytes: u64) -> Result<(), Refusal> {
@@ -165,6 +169,7 @@ mod tests {
             "timeoutMaxMs": TIMEOUT_MAX_MS, "cancelGraceMs": CANCEL_GRACE_MS, "killGraceMs": KILL_GRACE_MS,
             "entropyBytes": ENTROPY_BYTES, "guestProcesses": GUEST_PROCESSES, "fileBytes": FILE_BYTES,
             "pathBytes": PATH_BYTES, "pathComponentBytes": PATH_COMPONENT_BYTES, "languages": crate::repl::LANGUAGES,
+            "sessionProcesses": SESSION_PROCESSES, "argumentsBytes": ARGUMENTS_BYTES,
         });
         let fixture = fixture();
         for (name, value) in ours.as_object().expect("object") {

@@ -4,6 +4,7 @@
 //! in an initrd whose console is not there yet.
 #![cfg_attr(not(test), no_main)]
 
+mod cgroup;
 mod channel;
 mod confine;
 mod error;
@@ -13,14 +14,23 @@ mod home;
 mod hygiene;
 mod init;
 mod limits;
+mod link;
 mod memory;
 mod mux;
 mod output;
+mod process;
+mod process_input;
+mod process_requests;
+mod process_turns;
+mod processes;
 mod program;
+mod pty;
+mod recovery;
 mod repl;
 mod requests;
 mod server;
 mod shell;
+mod spawn;
 mod stdin;
 mod sys;
 mod transfer;
@@ -53,7 +63,9 @@ fn start() -> Result<server::Server, Fatal> {
     trace.step("root switched");
     let language = machine.parameter("sbx.language").unwrap_or("python").to_owned();
     let program = program::prepare(&language)?;
-    let repl = repl::Repl::start(program, Some(confine::confinement()), machine.cgroup.take(), server::now_us())?;
+    let user = machine.cgroup.take();
+    let group = user.as_ref().and_then(|user| user.make("repl").ok());
+    let repl = repl::Repl::start(program, Some(confine::confinement()), group, server::now_us())?;
     trace.step("language started");
     // The rest is done while that process waits for the disk.
     sys::take_precedence(sys::Precedence::Last).action("yield the processor")?;
@@ -67,7 +79,9 @@ fn start() -> Result<server::Server, Fatal> {
         eprint!("{}", String::from_utf8_lossy(&sys::kernel_log()));
     }
     trace.step("control port open");
-    Ok(server::Server::new(port, children, repl, program::announcement(&language)))
+    let mut server = server::Server::new(port, children, repl, program::announcement(&language));
+    server.processes = processes::Processes::new(user);
+    Ok(server)
 }
 
 /// `sbx.trace=1` on the kernel command line tells when each step was done.

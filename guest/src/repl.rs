@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
+use crate::cgroup::Group;
 use crate::error::{Action, Fatal};
 use crate::exec::Body;
 use crate::limits::{DISPLAY_BYTES, DISPLAY_ITEM_BYTES, REPL_START_MS, VALUE_BYTES};
@@ -86,7 +87,7 @@ const HAS_STDIN: u32 = 2;
 pub struct Repl {
     program: Program,
     confinement: Option<Confinement>,
-    cgroup: Option<OwnedFd>,
+    cgroup: Option<Group>,
     pub wires: Wires,
     pub state: State,
     pid: Option<Pid>,
@@ -102,7 +103,7 @@ pub struct Repl {
 }
 
 impl Repl {
-    pub fn start(program: Program, confinement: Option<Confinement>, cgroup: Option<OwnedFd>, now_us: u64) -> Result<Self, Fatal> {
+    pub fn start(program: Program, confinement: Option<Confinement>, cgroup: Option<Group>, now_us: u64) -> Result<Self, Fatal> {
         let (wires, pid) = launch(&program, confinement.as_ref(), cgroup.as_ref())?;
         let state = State::Starting { deadline_us: now_us + REPL_START_MS * 1_000 };
         let (inbox, outbox) = (Vec::with_capacity(256), Vec::new());
@@ -233,6 +234,11 @@ impl Repl {
         Reply::Display(chunk)
     }
 
+    /// What the user's programs may not do.
+    pub fn confinement(&self) -> Option<&Confinement> {
+        self.confinement.as_ref()
+    }
+
     /// SIGINT as a terminal would send it: to the session's process group.
     pub fn interrupt(&self) {
         if let Some(pid) = self.pid {
@@ -248,10 +254,9 @@ impl Repl {
     }
 
     fn signal_all(&self, signal: Signal) {
-        let pids = self.cgroup.as_ref().and_then(|cgroup| read_at(cgroup, "cgroup.procs").ok());
-        match pids {
-            Some(pids) => {
-                for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+        match &self.cgroup {
+            Some(cgroup) => {
+                for pid in cgroup.pids() {
                     let _ = rustix::process::kill_process(pid, signal);
                 }
             }
@@ -261,23 +266,12 @@ impl Repl {
         }
     }
 
-    /// SIGKILL to the process that the kernel would choose when memory runs out.
-    pub fn kill_largest(&self) {
-        let pids = self.cgroup.as_ref().and_then(|cgroup| read_at(cgroup, "cgroup.procs").ok()).unwrap_or_default();
-        let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score")).ok()?.trim().parse::<u32>().ok();
-        let largest = pids.lines().max_by_key(|pid| score(pid)).and_then(|pid| Pid::from_raw(pid.parse().ok()?));
-        if let Some(pid) = largest {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-    }
-
     /// SIGKILL to everything; `state` becomes Gone when it is over.
     pub fn kill(&mut self, now_us: u64) {
         if !matches!(self.state, State::Dying { .. } | State::Gone) {
             self.state = State::Dying { deadline_us: now_us + DEATH_US };
         }
-        let killed = self.cgroup.as_ref().is_some_and(|cgroup| write_at(cgroup, "cgroup.kill", b"1").is_ok());
-        if !killed {
+        if !self.cgroup.as_ref().is_some_and(Group::kill) {
             self.signal_all(Signal::KILL);
         }
     }
@@ -296,10 +290,7 @@ impl Repl {
     /// Whether a dying REPL is gone by now.
     pub fn check_gone(&mut self, now_us: u64) -> bool {
         let State::Dying { deadline_us } = self.state else { return false };
-        let is_empty = match &self.cgroup {
-            Some(cgroup) => read_at(cgroup, "cgroup.events").is_ok_and(|events| events.contains("populated 0")),
-            None => true,
-        };
+        let is_empty = self.cgroup.as_ref().is_none_or(Group::is_empty);
         if self.pid.is_some() || (!is_empty && now_us < deadline_us) {
             return false;
         }
@@ -352,16 +343,11 @@ fn parse_value(bytes: &[u8], size: u32) -> Option<Result<Option<String>, &'stati
     Some(Ok(Some(String::from_utf8_lossy(&bytes[..wanted.min(VALUE_BYTES)]).into_owned())))
 }
 
-fn launch(program: &Program, confinement: Option<&Confinement>, cgroup: Option<&OwnedFd>) -> Result<(Wires, Pid), Fatal> {
+fn launch(program: &Program, confinement: Option<&Confinement>, cgroup: Option<&Group>) -> Result<(Wires, Pid), Fatal> {
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let null = fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).action("open /dev/null")?;
-    let procs = match cgroup {
-        Some(cgroup) => {
-            Some(fs::openat(cgroup, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).action("open the control group")?)
-        }
-        None => None,
-    };
+    let procs = cgroup.map(Group::entrance).transpose().action("open the control group")?;
     let (requests, replies, theirs) = if program.is_shell {
         let (requests, replies) = shell::make_fifos(DIRECTORY).action("make the shell's FIFOs")?;
         (requests, replies, None)
@@ -372,7 +358,7 @@ fn launch(program: &Program, confinement: Option<&Confinement>, cgroup: Option<&
         (ours.try_clone().map_err(|_| Errno::MFILE).action("make a socketpair")?, ours, Some(theirs))
     };
     let pid = sys::spawn(&sys::Spawn {
-        program: &program.path,
+        programs: std::slice::from_ref(&program.path),
         args: &program.args,
         env: &program.env,
         directory: &program.directory,
@@ -380,6 +366,8 @@ fn launch(program: &Program, confinement: Option<&Confinement>, cgroup: Option<&
         stdout: stdout_end.as_fd(),
         stderr: stderr_end.as_fd(),
         control: theirs.as_ref().map(|fd| fd.as_fd()),
+        has_terminal: false,
+        report: None,
         cgroup: procs.as_ref().map(|fd| fd.as_fd()),
         confinement,
     })
@@ -400,20 +388,6 @@ fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
         Err(Errno::AGAIN | Errno::INTR) => Ok(0),
         result => result,
     }
-}
-
-fn read_at(directory: &OwnedFd, path: &str) -> Result<String, Errno> {
-    let file = fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = Vec::with_capacity(512);
-    while rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text))? > 0 {
-        text.reserve(4_096);
-    }
-    String::from_utf8(text).map_err(|_| Errno::ILSEQ)
-}
-
-fn write_at(directory: &OwnedFd, path: &str, bytes: &[u8]) -> Result<(), Errno> {
-    let file = fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, bytes).map(drop)
 }
 
 /// A child that has ended, with its status as a shell would say it.

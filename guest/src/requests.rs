@@ -87,6 +87,7 @@ impl Server {
         self.files.forget();
         self.release_input();
         self.outputs.displays.clear();
+        self.processes.forget_streams(now_us);
         if let Some(execution) = self.execution.take() {
             if execution.is_running() {
                 self.repl.kill(now_us);
@@ -108,6 +109,12 @@ impl Server {
             },
             Some("interrupt") => Ok(json!({ "interrupted": self.interrupt() })),
             Some("quiesce") => self.quiesce(),
+            Some(method @ ("spawn" | "attach" | "process_list" | "process_signal" | "process_resize")) => {
+                match self.open_process(stream, method, &open) {
+                    Some(answer) => answer,
+                    None => return Ok(()),
+                }
+            }
             Some("poweroff") => return Err(Fatal::PowerOff),
             Some(method) => match self.open_transfer(stream, method, &open).transpose() {
                 None => return Ok(()),
@@ -165,6 +172,9 @@ impl Server {
         if self.files.has(frame.stream) {
             return self.on_file_data(frame);
         }
+        if self.processes.has(frame.stream) {
+            return self.on_process_data(frame, now_us);
+        }
         let Some(execution) = self.execution.as_ref().filter(|execution| execution.stream == frame.stream) else { return Ok(()) };
         if frame.flags != data::BODY || (execution.phase != Phase::Body && !execution.has_stdin) {
             return protocol("DATA that was not asked for");
@@ -210,6 +220,7 @@ impl Server {
                     stdin.end();
                 }
             }
+            None if self.processes.has(stream) => self.on_process_end(stream),
             None => self.on_file_end(stream),
         }
         Ok(())
@@ -277,7 +288,7 @@ impl Server {
                 }
             }
             None if self.files.has(stream) => self.on_file_cancel(stream),
-            None => {}
+            None => self.on_process_cancel(stream, grace_ms, now_us),
         }
         self.drain(now_us)
     }

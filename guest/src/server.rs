@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::channel::{Channel, BACKLOG_BYTES};
-use crate::error::{Action, Code, Fatal, Refusal};
+use crate::error::{Action, Fatal};
 use crate::exec::{Body, Execution, Phase};
 use crate::files::Files;
 use crate::hygiene::ForkMarks;
@@ -15,7 +15,9 @@ use crate::limits;
 use crate::memory::Watch;
 use crate::mux::Mux;
 use crate::output::Outputs;
-use crate::repl::{next_ended_child, Repl, Reply, State};
+use crate::process_turns::Part;
+use crate::processes::Processes;
+use crate::repl::{Repl, Reply, State};
 use crate::stdin::Stdin;
 use crate::wire::{Kind, PAYLOAD_BYTES};
 
@@ -27,8 +29,6 @@ const IDLE_COALESCE_US: u64 = 50_000;
 const DYING_POLL_US: u64 = 5_000;
 /// So much of what the host sends is taken in one turn of the loop; the rest waits until others had theirs.
 const TURN_BYTES: usize = 4 * PAYLOAD_BYTES;
-/// Between failed starts of the language's process.
-const RESTART_DELAY_US: u64 = 1_000_000;
 
 /// The host, once it said HELLO.
 pub(crate) struct Host {
@@ -48,8 +48,9 @@ pub struct Server {
     /// Of the running execution, and of one that waits what has arrived already.
     pub(crate) stdin: Option<Stdin>,
     pub(crate) early_stdin: VecDeque<u8>,
-    watch: Watch,
     pub(crate) files: Files,
+    pub(crate) watch: Watch,
+    pub(crate) processes: Processes,
     pub(crate) host: Option<Host>,
     /// HELLO's payload until it is sent.
     pub(crate) announcement: Option<Value>,
@@ -75,6 +76,7 @@ struct Events {
     request: bool,
     stdin: bool,
     outputs: [bool; 2],
+    processes: Vec<Part>,
 }
 
 impl Server {
@@ -91,6 +93,7 @@ impl Server {
             early_stdin: VecDeque::new(),
             watch: Watch::default(),
             files: Files::default(),
+            processes: Processes::default(),
             host: None,
             announcement: Some(announcement),
             coalesce_us: COALESCE_US,
@@ -132,16 +135,24 @@ impl Server {
         if events.stdin {
             self.write_stdin();
         }
+        let is_first = self.processes.goes_first();
+        if is_first {
+            self.on_process_events(&events.processes, now_us);
+        }
         for which in [0, 1] {
             if events.outputs[which] {
                 self.on_output(which, now_us)?;
             }
+        }
+        if !is_first {
+            self.on_process_events(&events.processes, now_us);
         }
         if events.port {
             self.on_port(now_us)?;
         }
         // Room in the backlog or new credit may let display data and a drain go on.
         self.send_displays(now_us)?;
+        self.settle_processes(now_us);
         self.drain(now_us)?;
         self.pump_files(now_us);
         Ok(())
@@ -183,6 +194,7 @@ impl Server {
                 fds.push(PollFd::from_borrowed_fd(self.repl.wires.output(which), PollFlags::IN));
             }
         }
+        let parts = self.processes.watch(&mut fds, self.channel.backlog(), &self.mux, now_us);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).action("wait"),
@@ -197,7 +209,8 @@ impl Server {
             stdin: next(stdin.is_some()),
             ..Events::default()
         };
-        events.outputs = watched.map(next);
+        events.outputs = watched.map(&mut next);
+        events.processes = parts.into_iter().filter(|_| next(true)).collect();
         Ok(events)
     }
 
@@ -212,7 +225,8 @@ impl Server {
         };
         let look = Some(self.outputs.look_at_us).filter(|at_us| *at_us > now_us);
         let files = self.files.next_us(self.channel.is_blocked(), now_us);
-        [execution, silence, repl, look, self.restart_at_us, files].into_iter().flatten().min()
+        let processes = self.processes.next_us(self.channel.backlog(), &self.mux, now_us);
+        [execution, silence, repl, look, self.restart_at_us, files, processes].into_iter().flatten().min()
     }
 
     fn on_time(&mut self, now_us: u64) -> Result<(), Fatal> {
@@ -231,7 +245,7 @@ impl Server {
             } else if execution.watch_at_us.is_some_and(|at_us| now_us >= at_us) {
                 execution.watch_at_us = Some(now_us + Watch::PAUSE_US);
                 if self.watch.is_exhausted() {
-                    self.repl.kill_largest();
+                    crate::cgroup::kill_largest();
                 }
             }
         }
@@ -242,73 +256,12 @@ impl Server {
         if matches!(self.repl.state, State::Dying { .. }) {
             self.on_children(now_us)?;
         }
+        self.on_process_time(now_us);
         if self.restart_at_us.is_some_and(|at_us| now_us >= at_us) {
             self.restart_at_us = None;
             self.repl.restart(now_us)?;
         }
         Ok(())
-    }
-
-    fn on_children(&mut self, now_us: u64) -> Result<(), Fatal> {
-        let mut info = [0u8; 128];
-        while rustix::io::read(&self.children, &mut info).is_ok_and(|bytes| bytes > 0) {}
-        while let Some((pid, status)) = next_ended_child() {
-            let is_starting = matches!(self.repl.state, State::Starting { .. });
-            let is_idle = self.repl.state == State::Ready;
-            if self.repl.reaped(pid, status, now_us) {
-                self.is_loss_unreported |= is_idle;
-                if is_starting {
-                    self.on_failed_start(status)?;
-                }
-            }
-        }
-        if self.repl.check_gone(now_us) {
-            self.on_gone(now_us)?;
-        }
-        Ok(())
-    }
-
-    fn on_failed_start(&mut self, status: i32) -> Result<(), Fatal> {
-        self.failed_starts += 1;
-        self.log(&format!("the language's process ended with {status} before it was ready"));
-        if self.failed_starts < limits::REPL_START_ATTEMPTS {
-            return Ok(());
-        }
-        if self.announcement.is_some() {
-            return Err(Fatal::Repl(format!("the language's process does not start, it ends with {status}")));
-        }
-        if self.execution.as_ref().is_some_and(|execution| execution.phase == Phase::Waiting) {
-            self.refuse_execution(Refusal::new(Code::ReplFailed, "Cannot execute: the language's process does not start"));
-        }
-        Ok(())
-    }
-
-    /// The REPL and everything it started are gone.
-    fn on_gone(&mut self, now_us: u64) -> Result<(), Fatal> {
-        let pending = self.outputs.pending(&self.repl);
-        if let Some(execution) = self.execution.as_mut().filter(|execution| execution.is_running()) {
-            execution.outcome.is_reset = true;
-            execution.end(now_us, self.repl.status, pending);
-            return self.drain(now_us);
-        }
-        match self.execution.as_ref().map(|execution| execution.phase) {
-            // It is restarted when its output has left.
-            Some(Phase::Draining(_)) => Ok(()),
-            _ => {
-                self.outputs.hold_pending(&self.repl, pending);
-                self.restart(now_us)
-            }
-        }
-    }
-
-    fn restart(&mut self, now_us: u64) -> Result<(), Fatal> {
-        if self.failed_starts > 0 {
-            self.restart_at_us = Some(now_us + RESTART_DELAY_US);
-            return Ok(());
-        }
-        // A fresh process seeds itself from the kernel.
-        self.is_reseed_due = false;
-        self.repl.restart(now_us)
     }
 
     fn on_reply(&mut self, now_us: u64) -> Result<(), Fatal> {

@@ -115,8 +115,7 @@ impl Host {
             let program =
                 Program { path: text(&path), args: args.into(), is_shell: false, directory: text("/"), env: vec![text("SBX_TEST_REPL=1")] };
             let repl = Repl::start(program, None, None, now_us()).expect("a process");
-            let children = crate::sys::child_signals().expect("a descriptor");
-            Server { files, ..Server::new(theirs.into(), children, repl, json!({ "protocol": 1 })) }.run()
+            Server { files, ..Server::new(theirs.into(), ticks(), repl, json!({ "protocol": 1 })) }.run()
         });
         let mut host = Host { home, socket: ours, buffer: Vec::new(), last_stream: 0, server: Some(server) };
         assert_eq!(host.frame().1, Kind::Hello);
@@ -228,6 +227,28 @@ impl Host {
 
 #[path = "files_tests.rs"]
 mod files;
+#[path = "process_tests.rs"]
+mod processes;
+
+/// A server waits for any child of its process: none may outlive its test.
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+/// In place of the signal that a child has ended, which another thread of this process may take: a descriptor that is readable often.
+fn ticks() -> OwnedFd {
+    use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+    let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC).expect("a timer");
+    let interval = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+    let times = Itimerspec { it_interval: interval, it_value: interval };
+    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &times).expect("set");
+    timer
+}
 
 /// A request that ends the machine, and a word of the reason.
 type Offence = (fn(&mut Host), &'static str);
@@ -245,6 +266,7 @@ fn server() {
     files::transfers();
     clones();
     ends();
+    processes::processes();
 }
 
 fn results_and_output() {

@@ -20,7 +20,8 @@ pub struct Confinement {
 
 /// A program to start.
 pub struct Spawn<'a> {
-    pub program: &'a CStr,
+    /// Where it may be: the first that exists is it.
+    pub programs: &'a [CString],
     pub args: &'a [CString],
     pub env: &'a [CString],
     pub directory: &'a CStr,
@@ -28,6 +29,10 @@ pub struct Spawn<'a> {
     pub stdout: BorrowedFd<'a>,
     pub stderr: BorrowedFd<'a>,
     pub control: Option<BorrowedFd<'a>>,
+    /// Standard input is a terminal that becomes the session's own.
+    pub has_terminal: bool,
+    /// A pipe's write end: closed when the program runs, else it says what failed (`StartFailure`).
+    pub report: Option<BorrowedFd<'a>>,
     /// `cgroup.procs` of the group it starts in.
     pub cgroup: Option<BorrowedFd<'a>>,
     pub confinement: Option<&'a Confinement>,
@@ -44,8 +49,13 @@ pub fn spawn(spawn: &Spawn) -> Result<Pid, Errno> {
             // SAFETY: the pointers end in null and outlive the call; the strings are NUL-terminated.
             unsafe {
                 let failed = become_child(spawn);
-                if failed == 0 {
-                    libc::execve(spawn.program.as_ptr(), args.as_ptr(), env.as_ptr());
+                let failure = match failed {
+                    0 => StartFailure { step: StartFailure::EXEC, errno: execute(spawn.programs, &args, &env) },
+                    step => StartFailure { step, errno: *libc::__errno_location() },
+                };
+                if let Some(report) = spawn.report {
+                    let bytes = failure.to_bytes();
+                    libc::write(report.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
                 }
                 libc::_exit(127)
             }
@@ -56,6 +66,51 @@ pub fn spawn(spawn: &Spawn) -> Result<Pid, Errno> {
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Why a child did not become the program it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartFailure {
+    /// The number of a step in `become_child`, or EXEC.
+    pub step: i32,
+    pub errno: i32,
+}
+
+impl StartFailure {
+    pub const DIRECTORY: i32 = 5;
+    pub const EXEC: i32 = 10;
+    pub const BYTES: usize = 8;
+
+    fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..4].copy_from_slice(&self.step.to_ne_bytes());
+        bytes[4..].copy_from_slice(&self.errno.to_ne_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        let field = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        StartFailure { step: field(0), errno: field(4) }
+    }
+}
+
+/// In the child: becomes the first of `programs` that is there. Returns why not: a program that may not be run counts more than one
+/// that does not exist.
+unsafe fn execute(programs: &[CString], args: &[*const libc::c_char], env: &[*const libc::c_char]) -> i32 {
+    let mut errno = libc::ENOENT;
+    for program in programs {
+        // SAFETY: the caller's arrays end in null; all strings are NUL-terminated and outlive the call.
+        let error = unsafe {
+            libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr());
+            *libc::__errno_location()
+        };
+        match error {
+            libc::ENOENT | libc::ENOTDIR => {}
+            libc::EACCES => errno = error,
+            _ => return error,
+        }
+    }
+    errno
 }
 
 /// In the child: everything between fork and exec. Returns 0, or the number of the step that failed.
@@ -81,6 +136,9 @@ unsafe fn become_child(spawn: &Spawn) -> i32 {
                 return 3;
             }
         }
+        if spawn.has_terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+            return 11;
+        }
         if let Some(control) = spawn.control {
             if libc::dup2(control.as_raw_fd(), CONTROL_FD) < 0 {
                 return 4;
@@ -93,7 +151,7 @@ unsafe fn become_child(spawn: &Spawn) -> i32 {
                 return failed;
             }
         } else if libc::chdir(spawn.directory.as_ptr()) < 0 {
-            return 5;
+            return StartFailure::DIRECTORY;
         }
         0
     }
@@ -121,7 +179,7 @@ unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
             return 7;
         }
         if libc::chdir(spawn.directory.as_ptr()) < 0 {
-            return 5;
+            return StartFailure::DIRECTORY;
         }
         // What the agent blocks and ignores would be inherited.
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -138,6 +196,12 @@ unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
         }
         0
     }
+}
+
+/// Any signal, by its number, to a process group.
+pub fn signal_group(group: Pid, signal: i32) -> Result<(), Errno> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::killpg(group.as_raw_nonzero().get(), signal) }).map(drop)
 }
 
 pub fn is_open(fd: RawFd) -> bool {

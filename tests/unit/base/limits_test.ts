@@ -32,6 +32,8 @@ test("limits: every limit that both sides check is the same on both", () => {
     pathComponentBytes: limits.PATH_COMPONENT_MAX_BYTES,
     memoryMinMiB: limits.MEMORY_MIN_MIB,
     guestProcesses: limits.GUEST_PROCESSES_MAX,
+    sessionProcesses: limits.SESSION_PROCESSES_MAX,
+    argumentsBytes: limits.ARGUMENTS_MAX_BYTES,
   };
   assert.deepEqual(ours, Object.fromEntries(Object.keys(ours).map((name) => [name, shared[name]])));
 });
