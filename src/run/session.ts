@@ -284,8 +284,7 @@ export class Session implements AsyncDisposable, FileAccess {
         executeMs: wholeMs(finishedAt - startedAt),
         totalMs: wholeMs(finishedAt - call.calledAt),
       };
-      const measures = { usage: { ...usage, cpuTimeMs }, timing, start };
-      const result = { ...measured(execution, measures), stateReset: execution.reply.isReset };
+      const result = measured(execution, { usage: { ...usage, cpuTimeMs }, timing, start });
       return conclude(result, { outputLimit: execution.outputLimit, check: checked.check, timeoutSeconds: checked.timeoutSeconds });
     });
   }

@@ -1,6 +1,5 @@
 /** Sessions in real VMs: what lasts, what ends them, and what each call says then. */
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
 import process from "node:process";
 import test, { after, before } from "node:test";
 import {
@@ -18,7 +17,7 @@ import {
   VmTimeoutError,
 } from "../../src/mod.ts";
 import { eventually, settled, sleep } from "../support/waiting.ts";
-import { openTestScheduler, type TestScheduler } from "../support/vm.ts";
+import { openTestScheduler, qemuOf, type TestScheduler } from "../support/vm.ts";
 
 let vms: TestScheduler;
 before(async () => void (vms = await openTestScheduler()));
@@ -58,21 +57,6 @@ async function started(session: Session, code: string, options: { signal?: Abort
   result.catch(() => {}); // Whoever awaits it sees it.
   await settled(printed, "the code runs");
   return { result };
-}
-
-/** QEMU's pid: the only process that has the session's name among its arguments and no child. */
-function qemuOf({ id }: Session): number {
-  const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => pid !== process.pid);
-  const named = pids.filter((pid) => {
-    try {
-      const argv = readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0");
-      return argv.includes(id) && !argv[0]?.includes("sbx-jail");
-    } catch {
-      return false; // Ended while we looked.
-    }
-  });
-  assert.equal(named.length, 1, `one QEMU of ${id}`);
-  return named[0] as number;
 }
 
 for (const language of LANGUAGES) {

@@ -41,4 +41,19 @@ export function descendants(root: number = process.pid): string[] {
   return below(root);
 }
 
+/** QEMU's pid: the only process that has the session's name among its arguments and no child. */
+export function qemuOf({ id }: { readonly id: string }): number {
+  const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => pid !== process.pid);
+  const named = pids.filter((pid) => {
+    try {
+      const argv = readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0");
+      return argv.includes(id) && !argv[0]?.includes("sbx-jail");
+    } catch {
+      return false; // Ended while we looked.
+    }
+  });
+  assert.equal(named.length, 1, `one QEMU of ${id}`);
+  return named[0] as number;
+}
+
 const quiet = { debug: () => {}, info: () => {}, warning: () => {}, error: (message: string) => void process.stderr.write(`${message}\n`) };
