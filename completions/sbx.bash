@@ -11,10 +11,10 @@ _sbx() {
     fi
     command=run words= options= values= files=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="run prefetch images doctor completions"
+        words="run session prefetch images doctor completions"
     else
         case "${COMP_WORDS[1]}" in
-        run|prefetch|images|doctor|completions) command=${COMP_WORDS[1]} ;;
+        run|session|prefetch|images|doctor|completions) command=${COMP_WORDS[1]} ;;
         esac
     fi
     if [ "$COMP_CWORD" -gt 2 ]; then
@@ -35,6 +35,16 @@ _sbx() {
         --upload) files=1 words= ;;
         --download) values=- ;;
         -j|--jobs) values=- ;;
+        esac
+        ;;
+    "session")
+        options="-l --language -t --timeout -m --memory -e --env --upload --shell --json -q --quiet --debug -h --help -V --version"
+        case "$prev" in
+        -l|--language) values="python javascript raw py js ts sh bash" ;;
+        -t|--timeout) values=- ;;
+        -m|--memory) values=- ;;
+        -e|--env) values=- ;;
+        --upload) files=1 words= ;;
         esac
         ;;
     "prefetch")

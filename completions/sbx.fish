@@ -5,7 +5,7 @@ function __sbx_command
     set -l words (commandline -opc)
     set -e words[1]
     switch "$words[1]"
-        case run prefetch images doctor completions
+        case run session prefetch images doctor completions
             switch "$words[1] $words[2]"
                 case 'images build' 'images list' 'images verify' 'images remove'
                     echo "$words[1] $words[2]"
@@ -41,6 +41,18 @@ complete -c sbx -n '__sbx_is run' -s j -l jobs -x -d 'how many sources run at on
 complete -c sbx -n '__sbx_is run' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is run' -s V -l version -d 'show the version'
 complete -c sbx -n '__sbx_is run' -F
+complete -c sbx -n __sbx_is_first -a session -d 'type code at a prompt, on one VM that is kept; or run standard input block by block'
+complete -c sbx -n '__sbx_is session' -s l -l language -x -a 'python javascript raw py js ts sh bash' -d 'python, javascript or raw (also py, js, ts, sh, bash); default python'
+complete -c sbx -n '__sbx_is session' -s t -l timeout -x -d 'seconds each block may run, 1-300; default 30'
+complete -c sbx -n '__sbx_is session' -s m -l memory -x -d 'memory of the VM in MB (2^20 bytes), at least 128; default 256'
+complete -c sbx -n '__sbx_is session' -s e -l env -x -d 'environment variable for the code, repeatable'
+complete -c sbx -n '__sbx_is session' -l upload -r -F -d 'file or directory to put below /home/user before the code starts, repeatable'
+complete -c sbx -n '__sbx_is session' -l shell -d 'open a shell in the VM instead of a prompt'
+complete -c sbx -n '__sbx_is session' -l json -d 'read standard input and print a machine-readable result of each block, one on a line'
+complete -c sbx -n '__sbx_is session' -s q -l quiet -d 'show no progress and no welcome'
+complete -c sbx -n '__sbx_is session' -l debug -d 'stream boot and agent logs to standard error'
+complete -c sbx -n '__sbx_is session' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is session' -s V -l version -d 'show the version'
 complete -c sbx -n __sbx_is_first -a prefetch -d 'download and verify the images, then make the start templates for this host'
 complete -c sbx -n '__sbx_is prefetch' -l arch -x -a 'x86_64 aarch64' -d 'images of x86_64 or aarch64; default: this host\'s own'
 complete -c sbx -n '__sbx_is prefetch' -s q -l quiet -d 'show no progress'

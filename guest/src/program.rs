@@ -23,7 +23,23 @@ const PYTHON_SCRIPTS: [(&str, &str); 10] = [
     ("python_multiprocessing.py", include_str!("../repl/python_multiprocessing.py")),
     ("python_scan.py", include_str!("../repl/python_scan.py")),
 ];
-const JAVASCRIPT_SCRIPT: &str = include_str!("../repl/javascript.mjs");
+/// One scope in several parts: to load seven modules would take longer at each start.
+const JAVASCRIPT_SCRIPT: &str = concat!(
+    include_str!("../repl/javascript/base.mjs"),
+    include_str!("../repl/javascript/source.mjs"),
+    include_str!("../repl/javascript/report.mjs"),
+    include_str!("../repl/javascript/value.mjs"),
+    include_str!("../repl/javascript/process.mjs"),
+    include_str!("../repl/javascript/execution.mjs"),
+    include_str!("../repl/javascript/serve.mjs"),
+);
+/// What it loads at first use.
+const JAVASCRIPT_MODULES: [(&str, &str); 4] = [
+    ("javascript_assist.mjs", include_str!("../repl/javascript/assist.mjs")),
+    ("javascript_scan.mjs", include_str!("../repl/javascript/scan.mjs")),
+    ("javascript_stdin.mjs", include_str!("../repl/javascript/stdin.mjs")),
+    ("javascript_display.mjs", include_str!("../repl/javascript/display.mjs")),
+];
 const SHELL_SCRIPT: &str = include_str!("../repl/shell.sh");
 
 /// What the image may say about what it contains: a JSON object, name → version.
@@ -65,6 +81,9 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
         }
         "javascript" => {
             let script = put_script("javascript.mjs", JAVASCRIPT_SCRIPT)?;
+            for (name, text) in JAVASCRIPT_MODULES {
+                put_script(name, text)?;
+            }
             let path = first_existing(&["/usr/local/bin/bun", "/usr/bin/bun"])?;
             let mut program = program(&path, &[&path, "--no-install", &script]);
             program.env.extend(owned(&JAVASCRIPT_ENVIRONMENT));

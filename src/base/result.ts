@@ -46,6 +46,8 @@ export interface ExecutionResult {
   readonly exitCode: number;
   /** The code was ended because its time was up. */
   readonly timedOut: boolean;
+  /** In a session: the language's process was ended and replaced, so variables are gone and files are not. Of a run: absent. */
+  readonly stateReset?: boolean;
   /** As measured in the guest, from the code's arrival to its end; whole milliseconds, rounded up. */
   readonly executionTimeMs: number;
   /** CPU time of the QEMU process on the host during this execution, milliseconds; null where it cannot be read. */

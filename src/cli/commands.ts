@@ -4,6 +4,7 @@ import type { Command } from "./command.ts";
 /** Every command by name, in the order of the help. */
 export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   run: async () => (await import("./run.ts")).run,
+  session: async () => (await import("./session.ts")).session,
   prefetch: async () => (await import("./prefetch.ts")).prefetch,
   images: async () => (await import("./images.ts")).images,
   doctor: async () => (await import("./doctor.ts")).doctor,

@@ -3,9 +3,16 @@ import type { Arch } from "../host/platform.ts";
 import type { Assets } from "../images/assets.ts";
 import type { BuildOptions, BuildResult } from "../images/build.ts";
 import type { VerifiedFile } from "../images/verify.ts";
+import type { ExecutionEvent } from "../run/execution_stream.ts";
 import type { Scheduler } from "../run/scheduler.ts";
+import type { Session } from "../run/session.ts";
+import type { SessionProcess, SpawnOptions } from "../run/session_process.ts";
+import type { ExecOptions, SessionRequest } from "../run/session_request.ts";
+import type { FileAccess } from "../run/vm_files.ts";
 import type { DoctorChecks } from "./doctor_report.ts";
 import type { InputStream, Output } from "./output.ts";
+import type { EditorTerminal } from "./repl_editor.ts";
+import type { ProcessTerminal } from "./repl_terminal.ts";
 
 /** A step of long work, such as the baking of a template. */
 export interface ProgressEvent {
@@ -36,7 +43,38 @@ export interface OpenOptions {
 }
 
 /** What commands need of a scheduler. */
-export type CliScheduler = Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose>;
+export interface CliScheduler extends Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose> {
+  /** As `Scheduler.session`. */
+  session(request: SessionRequest): Promise<CliSession>;
+}
+
+/** Calls of a session that commands make as they are. */
+type SessionCalls =
+  | "language"
+  | "closed"
+  | "interrupt"
+  | "ping"
+  | "complete"
+  | "isComplete"
+  | keyof FileAccess
+  | "processes"
+  | "close";
+
+/** What commands need of a session. */
+export interface CliSession extends Pick<Session, SessionCalls> {
+  /** As `Session.stream`. */
+  stream(code: string, options?: ExecOptions): AsyncIterable<ExecutionEvent>;
+  /** As `Session.spawn`. */
+  spawn(command: string, args?: readonly string[], options?: SpawnOptions): Promise<CliProcess>;
+}
+
+/** What commands need of a process in a session. */
+export type CliProcess = Pick<SessionProcess, "stdin" | "stdout" | "wait" | "resize" | "detach">;
+
+/** The user's terminal, taken over until disposed. */
+export type CliTerminal =
+  & EditorTerminal
+  & Pick<ProcessTerminal, "intercept" | "takeOver" | typeof Symbol.dispose>;
 
 /** Who hears of a fetch or a verification, and what ends it. */
 export interface FetchRequest {
@@ -70,6 +108,8 @@ export interface CliContext {
   /** Aborts with an `InterruptedError` when the user or the system ends the program. */
   readonly signal: AbortSignal;
   openScheduler(options: OpenOptions): Promise<CliScheduler>;
+  /** Takes over the terminal that standard input and standard error are. There is one, so it can be taken over once at a time. */
+  openTerminal(): Promise<CliTerminal>;
   /** The images of `arch`, default this host's own. */
   openImages(arch?: Arch): Promise<CliImages>;
   /** The checks of `sbx doctor`; the caller disposes them. */

@@ -19,14 +19,16 @@ const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
 export function hostContext(options: { readonly signal: AbortSignal; readonly onBroken: (code: string) => void }): CliContext {
   const { env } = process;
   const queue = new OutputQueue(), line = new Line();
+  // Nobody reads our complaints: no reason to end what runs.
+  const stderr = new ProcessOutput(queue, { descriptor: 2, env, onBroken: () => {}, line: areOutputsOne() ? line : new Line() });
   return {
     stdin: processInput(),
     stdout: new ProcessOutput(queue, { descriptor: 1, env, onBroken: options.onBroken, line }),
-    // Nobody reads our complaints: no reason to end what runs.
-    stderr: new ProcessOutput(queue, { descriptor: 2, env, onBroken: () => {}, line: areOutputsOne() ? line : new Line() }),
+    stderr,
     env,
     signal: options.signal,
     openScheduler,
+    openTerminal: async () => new (await import("./repl_terminal.ts")).ProcessTerminal(stderr),
     openImages: async (arch) => (await import("./host_images.ts")).openHostImages(env, arch),
     doctorChecks: async () => (await import("./doctor_checks.ts")).hostChecks(env),
   };

@@ -79,14 +79,16 @@ export function parseRunOptions(input: Input): RunOptions {
   };
 }
 
-interface NumberRange {
+/** What a number may be. */
+export interface NumberRange {
   readonly min: number;
   readonly max?: number;
   readonly unit: string;
   readonly isWhole?: boolean;
 }
 
-function numberOption(input: Input, long: string, { min, max, unit, isWhole = false }: NumberRange): number | undefined {
+/** The number of option `long`. Throws `UsageError`. */
+export function numberOption(input: Input, long: string, { min, max, unit, isWhole = false }: NumberRange): number | undefined {
   const text = input.value(long);
   if (text === undefined) return undefined;
   const number = (isWhole ? /^\d+$/ : /^\d+(\.\d+)?$/).test(text) ? Number(text) : NaN;
@@ -95,8 +97,8 @@ function numberOption(input: Input, long: string, { min, max, unit, isWhole = fa
   throw new UsageError(`Cannot set --${long}: must be ${isWhole ? "a whole number of " : ""}${range}${unit}, got ${JSON.stringify(text)}`);
 }
 
-/** `KEY=VALUE` pairs; the last of a key wins. */
-function parseEnv(pairs: readonly string[]): Readonly<Record<string, string>> | undefined {
+/** `KEY=VALUE` pairs; the last of a key wins. Throws `EnvVarValidationError`. */
+export function parseEnv(pairs: readonly string[]): Readonly<Record<string, string>> | undefined {
   if (pairs.length === 0) return undefined;
   const entries = pairs.map((pair): [string, string] => {
     const at = pair.indexOf("=");

@@ -181,20 +181,25 @@ export class SourceTransfers implements AsyncDisposable {
   #report(action: string, name: string) {
     const { progress, index, sourceCount } = this.#around;
     const task = `${action} ${printable(name)}${sourceCount > 1 ? ` (${index + 1}/${sourceCount})` : ""}`;
-    let drawnAt = -Infinity;
-    const onProgress = ({ files, totalFiles, bytes, totalBytes }: TransferProgress) => {
-      const now = performance.now();
-      if (now - drawnAt < DRAW_MS) return;
-      drawnAt = now;
-      const message = `${sizeOf(bytes)} of ${sizeOf(totalBytes)}${totalFiles === 1 ? "" : `, ${files} of ${totalFiles} files`},`;
-      progress.update({ task, message, isDetail: true, ...(totalBytes === 0 ? {} : { percent: Math.min(100, 100 * bytes / totalBytes) }) });
-    };
+    const onProgress = transferProgress(progress, task);
     const end = ({ files, bytes, local, guest }: Transferred) => {
       const where = action === "upload" ? guest : local;
       progress.update({ task, message: `${files === 1 ? "" : `${files} files, `}${sizeOf(bytes)} → ${where}`, isDone: true });
     };
     return { onProgress, end, fail: () => progress.drop(task) };
   }
+}
+
+/** Tells `progress` of a transfer, now and then. */
+export function transferProgress(progress: Progress, task: string): (step: TransferProgress) => void {
+  let drawnAt = -Infinity;
+  return ({ files, totalFiles, bytes, totalBytes }) => {
+    const now = performance.now();
+    if (now - drawnAt < DRAW_MS) return;
+    drawnAt = now;
+    const message = `${sizeOf(bytes)} of ${sizeOf(totalBytes)}${totalFiles === 1 ? "" : `, ${files} of ${totalFiles} files`},`;
+    progress.update({ task, message, isDetail: true, ...(totalBytes === 0 ? {} : { percent: Math.min(100, 100 * bytes / totalBytes) }) });
+  };
 }
 
 /** `999 B`, `12.3 kB`, `45.0 MB`: powers of 1,000, as disks and networks count. */

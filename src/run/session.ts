@@ -284,7 +284,8 @@ export class Session implements AsyncDisposable, FileAccess {
         executeMs: wholeMs(finishedAt - startedAt),
         totalMs: wholeMs(finishedAt - call.calledAt),
       };
-      const result = measured(execution, { usage: { ...usage, cpuTimeMs }, timing, start });
+      const measures = { usage: { ...usage, cpuTimeMs }, timing, start };
+      const result = { ...measured(execution, measures), stateReset: execution.reply.isReset };
       return conclude(result, { outputLimit: execution.outputLimit, check: checked.check, timeoutSeconds: checked.timeoutSeconds });
     });
   }

@@ -1,10 +1,11 @@
 /** A context without a process: what commands write is collected, what they run is up to the test. */
 import { Buffer } from "node:buffer";
-import type { CliContext, CliImages, CliScheduler, OpenOptions } from "../../../src/cli/context.ts";
+import type { CliContext, CliImages, CliScheduler, CliSession, CliTerminal, OpenOptions } from "../../../src/cli/context.ts";
 import type { Check } from "../../../src/cli/doctor_report.ts";
 import { Line, type Output } from "../../../src/cli/output.ts";
 import { runProgram } from "../../../src/cli/program.ts";
 import type { RunRequest } from "../../../src/run/request.ts";
+import type { SessionRequest } from "../../../src/run/session_request.ts";
 import type { ExecutionResult } from "../../../src/base/result.ts";
 
 /** An output that collects what is written. */
@@ -70,6 +71,9 @@ export interface World {
   readonly signal?: AbortSignal;
   readonly run?: (request: RunRequest, options: OpenOptions) => Promise<ExecutionResult>;
   readonly open?: (options: OpenOptions) => Promise<CliScheduler>;
+  readonly session?: (request: SessionRequest, options: OpenOptions) => Promise<CliSession>;
+  readonly terminal?: CliTerminal;
+  readonly env?: Readonly<Record<string, string>>;
   readonly checks?: readonly Check[];
   readonly images?: (arch: string | undefined) => CliImages;
 }
@@ -97,6 +101,7 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
       return world.run?.(request, options) ?? Promise.resolve(resultOf());
     },
     prepare: () => Promise.resolve(),
+    session: (request) => world.session?.(request, options) ?? Promise.reject(new Error("this test has no sessions")),
     [Symbol.asyncDispose]: () => {
       closed += 1;
       return Promise.resolve();
@@ -109,13 +114,14 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
     },
     stdout,
     stderr,
-    env: {},
+    env: world.env ?? {},
     signal: world.signal ?? new AbortController().signal,
     async openScheduler(options) {
       opened += 1;
       return await world.open?.(options) ?? schedulerFor(options);
     },
     doctorChecks: () => Promise.resolve({ checks: world.checks ?? [], [Symbol.asyncDispose]: () => Promise.resolve() }),
+    openTerminal: () => world.terminal ? Promise.resolve(world.terminal) : Promise.reject(new Error("this test has no terminal")),
     openImages: (arch) => world.images ? Promise.resolve(world.images(arch)) : Promise.reject(new Error("this test has no images")),
   };
   const code = await runProgram(args, context);

@@ -1,6 +1,7 @@
 /** A terminal in memory: takes keys from the test, and understands the few sequences that the editor draws with. */
 import { Buffer } from "node:buffer";
-import type { EditorTerminal, TerminalEvent } from "../../../src/cli/repl_editor.ts";
+import type { CliTerminal } from "../../../src/cli/context.ts";
+import type { TerminalEvent } from "../../../src/cli/repl_editor.ts";
 import { KeyDecoder } from "../../../src/cli/repl_keys.ts";
 import { graphemes, graphemeWidth } from "../../../src/cli/repl_width.ts";
 
@@ -31,13 +32,18 @@ export function paste(text: string): string {
 }
 
 /** Rows of cells with a cursor; a cell to the right of a wide character is empty. */
-export class FakeTerminal implements EditorTerminal {
+export class FakeTerminal implements CliTerminal {
   columns: number;
   rows: number;
   readonly hasColor: boolean;
   /** Everything written. */
   written = "";
   suspended = 0;
+  /** Has it been given back? */
+  isDisposed = false;
+  /** Who takes everything that is typed, as bytes. */
+  taker: { onBytes(bytes: Uint8Array): void; onResize(): void } | undefined;
+  #interceptor: ((event: TerminalEvent) => boolean) | undefined;
   readonly #cells: string[][] = [[]];
   #row = 0;
   #column = 0;
@@ -67,7 +73,7 @@ export class FakeTerminal implements EditorTerminal {
   /** Hands `events` over, and waits until the editor has dealt with them. */
   async send(...events: readonly TerminalEvent[]): Promise<void> {
     this.#idle = Promise.withResolvers<void>();
-    this.#events.push(...events);
+    this.#events.push(...events.filter((event) => !this.#interceptor?.(event)));
     this.#wake?.();
     await this.#idle.promise;
   }
@@ -83,6 +89,20 @@ export class FakeTerminal implements EditorTerminal {
 
   suspend(): void {
     this.suspended += 1;
+  }
+
+  intercept(interceptor: (event: TerminalEvent) => boolean): Disposable {
+    this.#interceptor = interceptor;
+    return { [Symbol.dispose]: () => void (this.#interceptor = undefined) };
+  }
+
+  takeOver(taker: { onBytes(bytes: Uint8Array): void; onResize(): void }): Disposable {
+    this.taker = taker;
+    return { [Symbol.dispose]: () => void (this.taker = undefined) };
+  }
+
+  [Symbol.dispose](): void {
+    this.isDisposed = true;
   }
 
   /** Makes the rows so wide; what is too long for them is broken, as most terminals do. */

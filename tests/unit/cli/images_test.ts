@@ -47,6 +47,7 @@ function installed(replaced: Partial<CliImages> = {}) {
   const open = (): Promise<CliScheduler> =>
     Promise.resolve({
       run: () => Promise.reject(new Error("nothing is to run")),
+      session: () => Promise.reject(new Error("nothing is to run")),
       prepare: (language) => Promise.resolve(void prepared.push(language)),
       [Symbol.asyncDispose]: () => Promise.resolve(void prepared.push("closed")),
     });

@@ -1,7 +1,19 @@
 /** Driver: plays the agent for a REPL that runs on this host, with the real interpreter and the real protocol. */
 import assert from "node:assert/strict";
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { closeSync, constants, copyFileSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import type { Socket } from "node:net";
 import path from "node:path";
 import process from "node:process";
@@ -22,6 +34,8 @@ const WRAPPER = 'out=$1 err=$2; shift 2; exec >>"$out" 2>>"$err" 1000<&3 3<&-; e
 /** The same with a pipe as stdout, as the agent has it; what comes through lies in the file a little later. */
 const PIPED_WRAPPER = WRAPPER.replace('>>"$out"', '> >(exec cat >>"$out" 3<&-)');
 const REPL_DIRECTORY = fileURLToPath(new URL("../../../guest/repl", import.meta.url));
+/** Says which parts make the JavaScript REPL, and what lies beside it. */
+const PROGRAM_SOURCE = fileURLToPath(new URL("../../../guest/src/program.rs", import.meta.url));
 
 /** What an execution left. */
 export interface Execution {
@@ -83,7 +97,22 @@ export function findBun(): Interpreter {
     BUN_RUNTIME_TRANSPILER_CACHE_PATH: "0",
     BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW: "1",
   };
-  return { command: [program, "--no-install", path.join(REPL_DIRECTORY, "javascript.mjs")], env, skip };
+  return { command: [program, "--no-install"], env, skip, install: installJavaScript };
+}
+
+function installJavaScript(directory: string): readonly string[] {
+  const source = readFileSync(PROGRAM_SOURCE, "utf8");
+  const list = /const JAVASCRIPT_SCRIPT: &str = concat!\(([^]*?)\);/.exec(source)?.[1] ?? "";
+  const parts = [...list.matchAll(/include_str!\("\.\.\/repl\/(javascript\/\w+\.mjs)"\)/g)].map((match) => match[1] ?? "");
+  assert.ok(parts.length > 1, "the parts of the JavaScript REPL are named in program.rs");
+  const script = path.join(directory, "javascript.mjs");
+  writeFileSync(script, parts.map((part) => readFileSync(path.join(REPL_DIRECTORY, part), "utf8")).join(""));
+  for (
+    const [, name = "", part = ""] of source.matchAll(/\("(javascript_\w+\.mjs)", include_str!\("\.\.\/repl\/(javascript\/\w+\.mjs)"\)\)/g)
+  ) {
+    copyFileSync(path.join(REPL_DIRECTORY, part), path.join(directory, name));
+  }
+  return [script];
 }
 
 function outputOf(program: string, args: readonly string[]): string | undefined {

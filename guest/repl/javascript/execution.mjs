@@ -1,0 +1,214 @@
+let build;
+let count = 0;
+let declared = 0;
+let running = null;
+let inside = false;
+let exitRequested = null;
+let isExiting = false;
+const builtins = create(null);
+
+/** Makes one top-level name of the running module visible to later executions. */
+function publish(name, constant, access) {
+  const before = getOwnPropertyDescriptor(globalThis, name);
+  if (before?.configurable === false) return;
+  if (before !== undefined && !(name in builtins)) builtins[name] = before.get?.mark === mark ? undefined : before;
+  const builtin = builtins[name];
+  const get = () => {
+    try {
+      return access(name);
+    } catch (error) {
+      // Not initialised yet: code that needs the global of that name meanwhile still finds it.
+      if (builtin === undefined) throw error;
+      return builtin.get ? builtin.get() : builtin.value;
+    }
+  };
+  defineProperty(get, "mark", { __proto__: null, value: mark });
+  const set = constant
+    ? () => {
+      throw new TypeError(`Assignment to constant variable '${name}'.`);
+    }
+    : (value) => access(name, true, value);
+  running.published[running.published.length] = { name, before, access };
+  defineProperty(globalThis, name, { __proto__: null, configurable: true, enumerable: true, get, set });
+  declared++;
+}
+const mark = {};
+
+/** After a failure, names that never got a value mean again what they meant before. */
+function takeBackUninitialised({ published }) {
+  for (let index = 0; index < published.length; index++) {
+    const { name, before, access } = published[index];
+    try {
+      access(name);
+    } catch {
+      if (before === undefined) delete globalThis[name];
+      else defineProperty(globalThis, name, { __proto__: null, ...before });
+    }
+  }
+}
+
+const load = (path) => import(path);
+const hooks = create(null);
+hooks.start = () => {
+  running.promise = load(running.path);
+  drainMicrotasks();
+};
+hooks.link = (access) => {
+  if (running === null) return;
+  const { constant, variable } = running.unit;
+  for (let index = 0; index < constant.length; index++) publish(constant[index], true, access);
+  for (let index = 0; index < variable.length; index++) publish(variable[index], false, access);
+};
+hooks.value = undefined;
+defineProperty(globalThis, "$$sbx", { __proto__: null, value: hooks });
+const starter = new Script("$$sbx.start()", { filename: OUR_FILE });
+const UNARMED = { __proto__: null, displayErrors: false };
+const ARMED = { __proto__: null, displayErrors: false, breakOnSigint: true };
+
+/** A final execution need not survive an interrupt: SIGINT ends its process, and process.exit() is Bun's own. */
+const isArmed = ({ flags, unit }) => unit.long && !(flags & FINAL);
+
+/** Evaluates a plain script. */
+function startScript(execution) {
+  const { script, hasValue } = execution.unit, long = isArmed(execution);
+  inside = long;
+  let value, error, thrown = false;
+  try {
+    value = runScript(script, long ? ARMED : UNARMED);
+  } catch (caught) {
+    error = caught;
+    thrown = true;
+  }
+  inside = false;
+  if (exitRequested !== null || (thrown && error?.code === "ERR_SCRIPT_EXECUTION_INTERRUPTED")) stop(execution);
+  else if (thrown) fail(execution, error);
+  else succeed(execution, hasValue ? value : undefined);
+}
+
+/** Evaluates a module's text; SIGINT stops it for good until it first waits for a timer or for I/O. */
+function startModule(execution, contents) {
+  const { path, unit } = execution, long = isArmed(execution);
+  build.module(path, () => ({ contents, loader: unit.loader }));
+  bun.main = path; // import.meta.main and require.main === module hold, as in a program.
+  hooks.value = undefined;
+  inside = long;
+  let stopped = false;
+  try {
+    if (long) runScript(starter, ARMED);
+    else hooks.start();
+  } catch {
+    stopped = true;
+  }
+  inside = false;
+  if (stopped || execution.promise === null) return stop(execution);
+  then(execution.promise, () => {
+    const value = hooks.value;
+    hooks.value = undefined;
+    succeed(execution, value);
+  }, (error) => {
+    delete requireCache[path];
+    const unparsable = error instanceof BuildMessage || error?.errors?.[0] instanceof BuildMessage;
+    if (unparsable && contents === unit.capturing) startModule(execution, unit.plain);
+    else fail(execution, error);
+  });
+}
+
+/** After a termination: by SIGINT, or by process.exit(). */
+function stop(execution) {
+  const status = exitRequested ?? 130;
+  exitRequested = null;
+  finish(execution, status);
+}
+
+function succeed(execution, value) {
+  // `main()` at the end of a script: its work belongs to this execution.
+  if (isPromise(value)) then(value, (result) => present(execution, result), (error) => fail(execution, error));
+  else present(execution, value);
+}
+
+/** The value of an execution may say itself how it is shown. */
+function present(execution, value) {
+  if (value === undefined || value === null) return finish(execution, 0, value);
+  let bundle = null;
+  try {
+    bundle = bundleOf(value);
+  } catch (error) {
+    return fail(execution, error);
+  }
+  if (bundle === null) return finish(execution, 0, value);
+  const shown = (bundle) => {
+    if (running === execution) showBundle(bundle);
+    finish(execution, 0, value);
+  };
+  if (isPromise(bundle)) then(bundle, shown, (error) => fail(execution, error));
+  else shown(bundle);
+}
+
+function fail(execution, error) {
+  report(error);
+  finish(execution, 1);
+}
+
+/** Ends an execution once; the reply leaves after the promises rejected by it had their chance to be reported. */
+function finish(execution, code, value) {
+  if (running !== execution || execution.code !== null) return;
+  execution.code = code;
+  if (code !== 0) takeBackUninitialised(execution);
+  else if (value !== undefined) execution.value = describe(value);
+  if (!(execution.flags & FINAL)) later(reply, execution);
+  else if (code !== 0) exitProcess(code); // Else it goes on until nothing is left to wait for.
+}
+
+function reply(execution) {
+  if (execution.id === WARM_UP) return endWarmUp(execution);
+  let status = 0;
+  try {
+    status = host.exitCode | 0;
+    host.exitCode = 0;
+  } catch {
+    // Redefined by user code.
+  }
+  const code = execution.code || status & 0xff;
+  restoreEnvironment(execution.before);
+  delete requireCache[execution.path];
+  listen();
+  if (execution.flags & STDIN) openStdin("/dev/null");
+  if (!outputsIntact(execution.unit?.source)) leave(code);
+  running = null;
+  send(execution.id, KIND_REPLY, code, execution.value);
+  takeRequest();
+}
+
+/** From here on nothing of ours keeps the process alive, and nothing stands between SIGINT and its end. */
+function beginFinal() {
+  // Twice: after a script was armed, Bun 1.4.5 gives SIGINT its default back only at the second time.
+  off("SIGINT", onInterrupt);
+  on("SIGINT", onInterrupt);
+  off("SIGINT", onInterrupt);
+  on("exit", onExit);
+  stopReading();
+}
+
+/** The end of a final execution, in place of the process's own: the agent would take that for a loss. */
+function onExit(code) {
+  const execution = running;
+  if (execution === null) return;
+  const listeners = listenersOf("exit");
+  let index = listeners.length;
+  while (index > 0 && listeners[index - 1] !== onExit) index--;
+  try {
+    // Those that were added later, that we may be the last.
+    for (; index < listeners.length; index++) apply(listeners[index], host, [code]);
+  } catch (error) {
+    report(error);
+    host.exitCode = 1;
+  }
+  let status = host.exitCode === undefined ? code : host.exitCode | 0;
+  if (execution.code === null && !isExiting) {
+    print("Error: the code awaits a promise, and nothing is left that could settle it\n");
+    status = 13; // As Node.js ends.
+  }
+  running = null;
+  send(execution.id, KIND_REPLY, status & 0xff || (execution.hasRejected ? 1 : 0), execution.value);
+  leave(readSync(CONTROL, new Bytes(1)) === 0 ? 0 : 70);
+}

@@ -1,0 +1,95 @@
+/** REPL shell: an interactive shell of the guest in the user's terminal, key by key. */
+import { abortable, settlesWithin } from "../base/async.ts";
+import type { CliProcess, CliSession, CliTerminal } from "./context.ts";
+import type { Output } from "./output.ts";
+
+/** Terminals that the guest's terminfo database knows; others are near enough to xterm. */
+const KNOWN_TERMS: ReadonlySet<string> = new Set([
+  "linux",
+  "screen",
+  "screen-256color",
+  "tmux",
+  "tmux-256color",
+  "vt100",
+  "vt220",
+  "xterm",
+  "xterm-256color",
+]);
+const OTHER_TERM = "xterm-256color";
+/** Modes that a program may leave on: cursor keys, alternate screens, mouse, focus, paste. */
+// deno-lint-ignore no-control-regex
+const MODE = /\x1b\[\?(1|47|1000|1002|1003|1004|1006|1047|1049|2004)([hl])/g;
+const SEQUENCE_MAX_CHARS = 16;
+/** What a terminal looks like when nothing was done to it: colours off, cursor shown, keypad as numbers. */
+const PLAIN = "\x1b[0m\x1b[?25h\x1b>";
+const OUTPUT_GRACE_MS = 2_000;
+
+/** What the shell is connected to. */
+export interface ShellPlace {
+  readonly terminal: CliTerminal;
+  readonly stdout: Output;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly signal: AbortSignal;
+}
+
+/** Runs a shell until it ends; returns its exit status. The terminal is then as it was before. Rejects when the session is lost. */
+export async function runShell(session: CliSession, place: ShellPlace): Promise<number> {
+  const { terminal, stdout, env, signal } = place;
+  const size = () => ({ columns: terminal.columns, rows: terminal.rows });
+  const process = await session.spawn("bash", ["-i"], { pty: size(), env: shellEnv(env), signal });
+  const modes = new Modes();
+  const input = process.stdin.getWriter();
+  input.closed.catch(() => {}); // Its end is the process's own.
+  using _terminal = terminal.takeOver({
+    onBytes: (bytes) => void input.write(bytes.slice()).catch(() => {}), // The shell has ended; so does this.
+    onResize: () => void process.resize(size().columns, size().rows).catch(() => {}), // As above.
+  });
+  try {
+    const output = copyOutput(process, stdout, modes);
+    output.catch(() => {}); // What ends it ends the process too, and that is told.
+    const { exitCode } = await abortable(process.wait(), signal);
+    await settlesWithin(output, OUTPUT_GRACE_MS);
+    return exitCode;
+  } finally {
+    stdout.write(modes.undone + PLAIN);
+    stdout.startLine();
+    await process.detach().catch(() => {}); // It has ended, or its session has.
+  }
+}
+
+/** Copies what the shell writes, no faster than the terminal takes it. */
+async function copyOutput(process: CliProcess, stdout: Output, modes: Modes): Promise<void> {
+  const decoder = new TextDecoder();
+  for await (const bytes of process.stdout) {
+    modes.take(decoder.decode(bytes, { stream: true }));
+    await stdout.writeBytes(bytes);
+  }
+}
+
+function shellEnv({ TERM: term = "", COLORTERM: colors }: ShellPlace["env"]): Record<string, string> {
+  return {
+    TERM: KNOWN_TERMS.has(term) ? term : OTHER_TERM,
+    ...(colors === "truecolor" || colors === "24bit" ? { COLORTERM: colors } : {}),
+    LANG: "C.UTF-8",
+  };
+}
+
+/** The terminal's modes that are on: an editor that was killed leaves them so. */
+class Modes {
+  readonly #on = new Set<string>();
+  #tail = "";
+
+  take(text: string): void {
+    const seen = this.#tail + text;
+    for (const [, mode = "", state] of seen.matchAll(MODE)) {
+      if (state === "h") this.#on.add(mode);
+      else this.#on.delete(mode);
+    }
+    this.#tail = seen.slice(-SEQUENCE_MAX_CHARS);
+  }
+
+  /** The sequences that switch them off. */
+  get undone(): string {
+    return [...this.#on].map((mode) => `\x1b[?${mode}l`).join("");
+  }
+}

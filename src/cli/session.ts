@@ -1,0 +1,203 @@
+/** `sbx session`: a prompt on one VM that is kept, a shell in it, or a program from standard input run block by block. */
+import path from "node:path";
+import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
+import { cacheDirectory } from "../host/platform.ts";
+import type { Language } from "../run/request.ts";
+import type { SessionRequest } from "../run/session_request.ts";
+import type { Command, Input } from "./command.ts";
+import type { CliContext, CliScheduler, OpenOptions, ProgressEvent } from "./context.ts";
+import { oneLine, printable, UsageError } from "./failure.ts";
+import { Progress } from "./progress.ts";
+import { Repl } from "./repl.ts";
+import { Display } from "./repl_display.ts";
+import { ImageSupport } from "./repl_images.ts";
+import { runPiped } from "./repl_piped.ts";
+import { runShell } from "./repl_shell.ts";
+import { ReplVm } from "./repl_vm.ts";
+import { numberOption, parseEnv } from "./run.ts";
+import { TRANSFER_OPTIONS } from "./run_transfers.ts";
+import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
+import { type PlannedUpload, planUpload, uploadTree } from "./transfer.ts";
+import { parseUpload } from "./transfer_spec.ts";
+
+/** A user who sets it wants unused sessions to close. */
+const IDLE_VARIABLE = "EXEC_SANDBOX_SESSION_IDLE_TIMEOUT_SECONDS";
+
+/** The command. */
+export const session: Command = {
+  name: "session",
+  summary: "type code at a prompt, on one VM that is kept; or run standard input block by block",
+  options: [
+    {
+      long: "language",
+      short: "l",
+      value: "LANGUAGE",
+      completion: LANGUAGE_CHOICES,
+      help: "python, javascript or raw (also py, js, ts, sh, bash); default python",
+    },
+    { long: "timeout", short: "t", value: "SECONDS", help: "seconds each block may run, 1-300; default 30" },
+    { long: "memory", short: "m", value: "MB", help: "memory of the VM in MB (2^20 bytes), at least 128; default 256" },
+    { long: "env", short: "e", value: "KEY=VALUE", isRepeatable: true, help: "environment variable for the code, repeatable" },
+    ...TRANSFER_OPTIONS.filter((option) => option.long === "upload"),
+    { long: "shell", help: "open a shell in the VM instead of a prompt" },
+    { long: "json", help: "read standard input and print a machine-readable result of each block, one on a line" },
+    { long: "quiet", short: "q", help: "show no progress and no welcome" },
+    { long: "debug", help: "stream boot and agent logs to standard error" },
+  ],
+  examples: [
+    ["sbx session", "a Python prompt; :help shows commands and keys"],
+    ["sbx session -l js -m 512", "JavaScript and TypeScript, with more memory"],
+    ["sbx session --shell", "a shell in a VM"],
+    ["sbx session --upload data.csv", "with a file in the VM"],
+    ["printf 'x = 20\\nx + 22\\n' | sbx session", "a program, block by block"],
+  ],
+  run: execute,
+};
+
+interface SessionOptions {
+  readonly language: Language;
+  readonly request: Omit<SessionRequest, "language" | "signal">;
+  readonly timeoutSeconds: number | undefined;
+  /** Put into every VM that the session has. */
+  readonly uploads: readonly PlannedUpload[];
+  readonly isShell: boolean;
+  readonly isJson: boolean;
+  readonly isQuiet: boolean;
+  readonly isDebug: boolean;
+}
+
+async function parseOptions(input: Input, signal: AbortSignal): Promise<SessionOptions> {
+  const given = input.value("language");
+  const timeoutSeconds = numberOption(input, "timeout", { min: TIMEOUT_MIN_SECONDS, max: TIMEOUT_MAX_SECONDS, unit: " seconds" });
+  const memoryMb = numberOption(input, "memory", { min: MEMORY_MIN_MIB, unit: " MB", isWhole: true });
+  const env = parseEnv(input.values("env"));
+  return {
+    language: given === undefined ? "python" : parseLanguage(given),
+    request: {
+      ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }),
+      ...(memoryMb === undefined ? {} : { memoryMb }),
+      ...(env === undefined ? {} : { env }),
+    },
+    timeoutSeconds,
+    uploads: await Promise.all(input.values("upload").map(parseUpload).map((spec) => planUpload(spec, signal))),
+    isShell: input.has("shell"),
+    isJson: input.has("json"),
+    isQuiet: input.has("quiet"),
+    isDebug: input.has("debug"),
+  };
+}
+
+async function execute(context: CliContext, input: Input): Promise<number> {
+  const options = await parseOptions(input, context.signal);
+  const hasTerminal = context.stdin.isTty && context.stderr.isTty;
+  if (options.isShell) {
+    if (options.isJson) throw new UsageError("Cannot open a shell: --shell and --json exclude each other");
+    if (!hasTerminal) throw new UsageError("Cannot open a shell: standard input and standard error must be a terminal");
+    return await shell(context, options);
+  }
+  return hasTerminal && !options.isJson ? await prompt(context, options) : await piped(context, options);
+}
+
+/** What tells of the work before the session is there. */
+interface Voices {
+  readonly onProgress: (event: ProgressEvent) => void;
+  /** Takes text of logs, whole lines or not. */
+  readonly onText: (text: string) => void;
+}
+
+/** The scheduler and the VM, both of which start in the background. The caller owns the VM, and so the scheduler. */
+function startVm(context: CliContext, options: SessionOptions, { onProgress, onText }: Voices): ReplVm {
+  const { isDebug, isQuiet } = options;
+  const opening: OpenOptions = { onProgress, onLog: (line) => onText(`${line}\n`), isDebug, isQuiet };
+  let scheduler: Promise<CliScheduler> | undefined;
+  return new ReplVm(options.language, {
+    isKeptAlive: !context.env[IDLE_VARIABLE],
+    open: async (language, leaving) => {
+      scheduler ??= context.openScheduler(opening);
+      const signal = AbortSignal.any([leaving, context.signal]);
+      const session = await (await scheduler).session({ language, ...options.request, signal, ...(isDebug ? { onBootLog: onText } : {}) });
+      try {
+        // One after the other: a later one may go into what an earlier one made.
+        for (const upload of options.uploads) await uploadTree(session, upload, { signal });
+      } catch (error) {
+        await session.close();
+        throw error;
+      }
+      return session;
+    },
+    close: async () => {
+      const opened = await scheduler?.catch(() => undefined); // Whoever waited for the session has seen it.
+      await opened?.[Symbol.asyncDispose]();
+    },
+  });
+}
+
+function directoryOf(context: CliContext, name: string): string {
+  return path.join(cacheDirectory(context.env), name);
+}
+
+async function prompt(context: CliContext, options: SessionOptions): Promise<number> {
+  const { stdout, stderr, env, signal } = context, { timeoutSeconds, isQuiet, isDebug } = options;
+  const screen: { repl?: Repl } = {};
+  await using vm = startVm(context, options, {
+    onProgress: ({ task, message = "", isDone }) => screen.repl?.setStatus(isDone || isQuiet ? "" : oneLine(`${task}: ${message}`)),
+    onText: (text) => screen.repl === undefined ? stderr.write(printable(text)) : screen.repl.print(text),
+  });
+  const images = new ImageSupport(env, stdout.isTty ? (question) => stdout.write(question) : undefined);
+  const display = new Display({
+    stdout,
+    stderr,
+    directory: directoryOf(context, "figures"),
+    protocol: async () => stdout.isTty ? await images.protocol() : undefined,
+  });
+  using terminal = await context.openTerminal();
+  const repl = screen.repl = new Repl({
+    vm,
+    terminal,
+    stdout,
+    stderr,
+    display,
+    env,
+    signal,
+    historyDirectory: directoryOf(context, "history"),
+    onAnswer: (text) => images.take(text),
+    timeoutSeconds,
+    isQuiet,
+    isDebug,
+  });
+  return await repl.run();
+}
+
+async function shell(context: CliContext, options: SessionOptions): Promise<number> {
+  const { stdout, env, signal } = context;
+  using progress = new Progress(context.stderr, { isQuiet: options.isQuiet });
+  await using vm = startVm(context, options, plainVoices(context, progress));
+  const session = await vm.session(signal);
+  progress.clear();
+  using terminal = await context.openTerminal();
+  return await runShell(session, { terminal, stdout, env, signal });
+}
+
+async function piped(context: CliContext, options: SessionOptions): Promise<number> {
+  const { stdout, stderr, env } = context, { timeoutSeconds, isJson, isQuiet, isDebug } = options;
+  using progress = new Progress(stderr, { isQuiet });
+  await using vm = startVm(context, options, plainVoices(context, progress));
+  const images = new ImageSupport(env);
+  const display = new Display({
+    stdout,
+    stderr,
+    directory: directoryOf(context, "figures"),
+    protocol: async () => stdout.isTty ? await images.protocol() : undefined,
+  });
+  return await runPiped({ vm, context, display, timeoutSeconds, isJson, isQuiet, isDebug });
+}
+
+function plainVoices({ stderr }: CliContext, progress: Progress): Voices {
+  return {
+    onProgress: progress.update,
+    onText: (text) => {
+      progress.clear();
+      stderr.write(printable(text));
+    },
+  };
+}

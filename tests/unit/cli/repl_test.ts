@@ -1,0 +1,394 @@
+/** `sbx session` at a terminal: what is typed, what runs, what is said. */
+import assert from "node:assert/strict";
+import fs from "node:fs/promises";
+import path from "node:path";
+import test, { type TestContext } from "node:test";
+import { AssetError, OutcomeUnknownError, OutputLimitError } from "../../../src/base/errors.ts";
+import { InterruptedError } from "../../../src/cli/failure.ts";
+import { Line } from "../../../src/cli/output.ts";
+import type { SessionRequest } from "../../../src/run/session_request.ts";
+import { temporaryDirectory } from "../../support/leftovers.ts";
+import { eventually, settled } from "../../support/waiting.ts";
+import { FakeOutput, type Ran, resultOf, sbx, type World } from "./fake_context.ts";
+import { ended, FakeSession, type FakeSessionOptions } from "./fake_session.ts";
+import { ctrl, FakeTerminal, KEYS } from "./fake_terminal.ts";
+
+/** A screen on which the editor and both outputs write. */
+class Screen extends FakeOutput {
+  readonly #terminal: FakeTerminal;
+
+  constructor(terminal: FakeTerminal, line: Line) {
+    super({ isTty: true, columns: terminal.columns, line });
+    this.#terminal = terminal;
+  }
+
+  override write(text: string): void {
+    super.write(text);
+    this.#terminal.write(text.replaceAll("\n", "\r\n"));
+  }
+}
+
+interface Opened {
+  readonly terminal: FakeTerminal;
+  readonly sessions: FakeSession[];
+  readonly ended: Promise<Ran>;
+  /** Waits until the screen matches. */
+  shows(pattern: RegExp): Promise<void>;
+  /** Types lines, each ended by Enter. */
+  enter(...lines: readonly string[]): void;
+}
+
+/** Starts `sbx session`. */
+function open(t: TestContext, options: FakeSessionOptions & { args?: readonly string[]; world?: World } = {}): Opened {
+  const terminal = new FakeTerminal({ columns: 200, rows: 40 });
+  const line = new Line(), sessions: FakeSession[] = [];
+  const ended = sbx(["session", "-q", ...options.args ?? []], {
+    isStdinTty: true,
+    stdout: new Screen(terminal, line),
+    stderr: new Screen(terminal, line),
+    terminal,
+    env: { EXEC_SANDBOX_CACHE_DIR: temporaryDirectory(t), ...options.world?.env },
+    session: (request) => {
+      const session = new FakeSession({ ...options, language: request.language });
+      sessions.push(session);
+      return Promise.resolve(session);
+    },
+    ...options.world,
+  });
+  const shows = (pattern: RegExp) =>
+    eventually(`the screen matches ${pattern}; it is:\n${terminal.screen()}`, () => pattern.test(terminal.screen()));
+  return { terminal, sessions, ended, shows, enter: (...lines) => void terminal.type(...lines.flatMap((text) => [text, KEYS.enter])) };
+}
+
+test("what is typed runs, and its output and value are printed", async (t) => {
+  const repl = open(t, {
+    async *execute({ code }) {
+      yield { type: "stdout", text: `out of ${code}` };
+      yield { type: "stderr", text: "err\n" };
+      yield ended({ value: "42" });
+    },
+  });
+  repl.enter("f(1)");
+  await repl.shows(/42\npy>$/);
+  assert.equal(repl.terminal.screen(), "py> f(1)\nout of f(1)err\n42\npy>");
+  void repl.terminal.type(ctrl("d"));
+  const { code, opened, closed } = await settled(repl.ended, "the end");
+  assert.deepEqual([code, opened, closed, repl.terminal.isDisposed, repl.sessions[0]?.closed], [0, 1, 1, true, true]);
+});
+
+test("typing does not wait for the VM, and what was entered runs when it is there", async (t) => {
+  const gate = Promise.withResolvers<FakeSession>();
+  const repl = open(t, { world: { session: () => gate.promise } });
+  await repl.terminal.type("x = 1");
+  assert.equal(repl.terminal.screen(), "py> x = 1");
+  repl.enter("");
+  const session = new FakeSession();
+  gate.resolve(session);
+  await eventually("it ran", () => session.executed.length === 1);
+  void repl.terminal.type("quit", KEYS.enter);
+  assert.equal((await settled(repl.ended, "the end")).code, 0);
+});
+
+test("Ctrl-C while the VM starts gives the block back", async (t) => {
+  const opening = Promise.withResolvers<FakeSession>();
+  const session = ({ signal }: SessionRequest) => {
+    signal?.addEventListener("abort", () => opening.reject(signal.reason));
+    return opening.promise;
+  };
+  const repl = open(t, { world: { session } });
+  repl.enter("x = 1");
+  await repl.shows(/x = 1/);
+  void repl.terminal.type(ctrl("c"));
+  await repl.shows(/x = 1\n[^]*\^C\npy>$/);
+  void repl.terminal.type(ctrl("d"));
+  assert.equal((await settled(repl.ended, "the end")).code, 0);
+});
+
+test("without a first VM the session ends with the reason", async (t) => {
+  const failing = () => Promise.reject(new AssetError("Cannot find the images", { hint: "sbx prefetch" }));
+  const repl = open(t, { world: { session: failing } });
+  const { code, stderr } = await settled(repl.ended, "the end");
+  assert.equal(code, 125);
+  assert.match(stderr, /sbx: Cannot find the images\nsbx prefetch\n/);
+  assert.ok(repl.terminal.isDisposed);
+});
+
+test("a block goes on until the guest says that it is complete", async (t) => {
+  const repl = open(t, {
+    isComplete: (code) => /:\n.*\n\s*$/.test(code) ? { state: "complete", indent: "" } : { state: "incomplete", indent: "    " },
+  });
+  repl.enter("def f():", "return 1", "");
+  await eventually("it ran", () => repl.sessions[0]?.executed.length === 1);
+  assert.equal(repl.sessions[0]?.executed[0]?.code, "def f():\n    return 1\n    ");
+  assert.match(repl.terminal.screen(), /^py> def f\(\):\n\.\.\. {5}return 1\n/);
+});
+
+test("Tab completes names by the guest, and leaves out what a terminal would act on", async (t) => {
+  const repl = open(t, {
+    complete: (code) => ({ start: code.lastIndexOf(".") + 1, candidates: ["alpha", "al\x1b[2Jpha", "alpine\n"] }),
+  });
+  await repl.terminal.type("x.al");
+  await repl.terminal.type(KEYS.tab);
+  assert.equal(repl.terminal.screen(), "py> x.alpha");
+});
+
+test("Tab completes commands, languages, and files of either side", async (t) => {
+  const directory = temporaryDirectory(t);
+  await fs.writeFile(path.join(directory, "a file.txt"), "");
+  const repl = open(t, { files: { "data.csv": "1", "my dir": "/" } });
+  for (
+    const [typed, completed] of [
+      [":up", ":upload"],
+      [":lang j", ":lang javascript"],
+      [":help pro", ":help processes"],
+      [`:upload ${directory}/a`, `:upload ${directory}/a\\ file.txt`],
+      [":upload x my", ":upload x my\\ dir/"],
+      [":download da", ":download data.csv"],
+      [":files my", ":files my\\ dir/"],
+      [":files da", ":files da"],
+    ]
+  ) {
+    await repl.terminal.type(typed ?? "");
+    await repl.terminal.type(KEYS.tab);
+    assert.equal(repl.terminal.screen().split("\n").at(-1)?.trimEnd(), `py> ${completed}`);
+    await repl.terminal.type(ctrl("u"), ctrl("k"));
+  }
+});
+
+test("Ctrl-C interrupts running code and keeps the session", async (t) => {
+  const repl = open(t, {
+    async *execute({ code, interrupted }) {
+      if (code !== "loop()") return yield ended({ value: "still here" });
+      await interrupted;
+      yield { type: "stderr", text: "KeyboardInterrupt\n" };
+      yield ended({ exitCode: 130 });
+    },
+  });
+  repl.enter("loop()");
+  await eventually("it runs", () => repl.sessions[0]?.executed.length === 1);
+  void repl.terminal.type(ctrl("c"));
+  await repl.shows(/\^C\nKeyboardInterrupt\npy>$/);
+  repl.enter("again()");
+  await repl.shows(/still here\npy>$/);
+  assert.deepEqual([repl.sessions.length, repl.sessions[0]?.interrupts], [1, 1]);
+});
+
+test("a second Ctrl-C ends code that ignores the first, and says so", async (t) => {
+  const repl = open(t, {
+    async *execute({ options: { signal } }) {
+      await new Promise((resolve) => signal?.addEventListener("abort", resolve));
+      signal?.throwIfAborted();
+      yield ended();
+    },
+  });
+  repl.enter("loop()");
+  await eventually("it runs", () => repl.sessions[0]?.executed.length === 1);
+  void repl.terminal.type(ctrl("c"), ctrl("c"));
+  void repl.terminal.type(ctrl("c"));
+  await repl.shows(/sbx: The code did not stop and was ended\nVariables may be gone; files are kept\.\npy>$/);
+});
+
+test("Ctrl-C at the prompt clears the block, Ctrl-Z stops sbx, Ctrl-D leaves", async (t) => {
+  const repl = open(t);
+  await repl.terminal.type("x = ", ctrl("c"));
+  await repl.shows(/^py> x = \^C\npy>$/);
+  await repl.terminal.type(ctrl("c"));
+  await repl.shows(/Ctrl-D leaves\npy>$/);
+  await repl.terminal.type(ctrl("z"));
+  assert.equal(repl.terminal.suspended, 1);
+  void repl.terminal.type(ctrl("d"));
+  assert.equal((await settled(repl.ended, "the end")).code, 0);
+  assert.deepEqual(repl.sessions[0]?.executed, []);
+});
+
+test("what the guest says is shown without control characters", async (t) => {
+  const repl = open(t, {
+    async *execute() {
+      yield { type: "display", data: { "text/plain": "shown \x1b]0;title\x07\x9b" } };
+      yield ended({ value: "value \x1b[2J\x00" });
+    },
+    files: { "evil\x1b[2J\nname": "x" },
+  });
+  repl.enter("x");
+  await repl.shows(/value .*\npy>$/);
+  repl.enter(":files");
+  await repl.shows(/name\npy>$/);
+  assert.equal(
+    repl.terminal.screen(),
+    "py> x\nshown \uFFFD]0;title\uFFFD\uFFFD\nvalue \uFFFD[2J\uFFFD\npy> :files\n1  1970-01-01 00:00  evil\uFFFD[2J\uFFFDname\npy>",
+  );
+});
+
+for (
+  const [what, events, said] of [
+    [
+      "a time-out",
+      ended({ exitCode: -1, timedOut: true, stateReset: true }),
+      /The code ran out of time and was ended\n:timeout SECONDS .*\nsbx: .*variables are gone, files are kept/,
+    ],
+    ["a signal", ended({ exitCode: 137, stateReset: true }), /ended by signal 9 \(SIGKILL\)\nsbx: The python process was replaced/],
+    ["an exit code", ended({ exitCode: 7 }), /\nexit code 7\npy>/],
+    ["an exception", ended({ exitCode: 1 }), /^py> x\npy>$/],
+    [
+      "a lost VM",
+      new OutcomeUnknownError("Cannot tell how the code ended: the VM was lost"),
+      /the VM was lost\n.*:reset starts another VM/,
+    ],
+    [
+      "an output limit",
+      new OutputLimitError("Cannot keep the output: too much", { result: resultOf() }),
+      /sbx: Cannot keep the output: too much/,
+    ],
+  ] as const
+) {
+  test(`${what} is told`, async (t) => {
+    const repl = open(t, {
+      async *execute() {
+        if (events instanceof Error) throw events;
+        yield events;
+      },
+    });
+    repl.enter("x");
+    await repl.shows(said);
+    await repl.shows(/py>$/);
+  });
+}
+
+test("a lost VM is replaced by :reset", async (t) => {
+  const repl = open(t);
+  repl.enter("x");
+  await eventually("it ran", () => repl.sessions[0]?.executed.length === 1);
+  await repl.sessions[0]?.close();
+  repl.enter("y");
+  await repl.shows(/VM was lost\n.*:reset starts another VM/);
+  repl.enter(":reset", "z");
+  await eventually("it runs in another", () => repl.sessions[1]?.executed[0]?.code === "z");
+});
+
+test(":lang starts another language in place of the VM, with its own history", async (t) => {
+  const repl = open(t);
+  repl.enter("x = 1", ":lang js");
+  await repl.shows(/js>$/);
+  await eventually("the first is closed", () => repl.sessions[0]?.closed === true);
+  assert.equal(repl.sessions[1]?.language, "javascript");
+  await repl.terminal.type(KEYS.up);
+  assert.match(repl.terminal.screen(), /js>$/);
+  void repl.terminal.type(ctrl("d"));
+  await settled(repl.ended, "the end");
+});
+
+test("commands that do not exist, or lack something, are refused with advice", async (t) => {
+  const repl = open(t);
+  repl.enter(":rest");
+  await repl.shows(/Cannot run :rest: there is no such command\nDid you mean :reset\?/);
+  repl.enter(":upload");
+  await repl.shows(/Cannot run :upload: wanted :upload LOCAL \[GUEST\]/);
+  repl.enter(":download a b c");
+  await repl.shows(/Put a name with blanks in quotes/);
+  repl.enter(":files 'x");
+  await repl.shows(/a quote is not closed/);
+  repl.enter(":lang cobol");
+  await repl.shows(/must be one of python, .*got "cobol"/);
+  repl.enter(":timeout 0");
+  await repl.shows(/must be between 1 and 300 seconds, got "0"/);
+  repl.enter(":files missing");
+  await repl.shows(/sbx: Cannot list files: missing\npy>$/);
+  assert.deepEqual(repl.sessions[0]?.executed, []);
+});
+
+test(":timeout holds for what runs next", async (t) => {
+  const repl = open(t);
+  repl.enter(":timeout 2.5", "x");
+  await eventually("it ran", () => repl.sessions[0]?.executed[0]?.options.timeoutSeconds === 2.5);
+});
+
+test(":upload and :download copy by the rules of --upload and --download, and tell what came where", async (t) => {
+  const directory = temporaryDirectory(t), local = path.join(directory, "a file.txt");
+  await fs.writeFile(local, "hello");
+  const repl = open(t, { files: { "result.txt": "12345" } });
+  repl.enter(`:upload '${local}' data/`);
+  await repl.shows(/a file\.txt → data\/a file\.txt, 5 B\npy>$/);
+  assert.ok(repl.sessions[0]?.files.has("data/a file.txt"));
+  repl.enter(`:download result.txt ${directory}/got.txt`);
+  await repl.shows(/result\.txt → .*got\.txt, 5 B\npy>$/);
+  assert.equal(await fs.readFile(path.join(directory, "got.txt"), "utf8"), "12345");
+  repl.enter(":upload /no/such/file");
+  await repl.shows(/sbx: Cannot [^\n]*\/no\/such\/file[^\n]*\n[^]*py>$/);
+  repl.enter(`:download missing ${directory}/none.txt`);
+  await repl.shows(/sbx: Cannot look: missing\n[^]*py>$/);
+  assert.deepEqual((await fs.readdir(directory)).sort(), ["a file.txt", "got.txt"]);
+});
+
+test(":processes lists what runs beside the prompt", async (t) => {
+  const common = { pid: 87, background: false, attached: true, pty: false };
+  const repl = open(t, {
+    processes: [{ ...common, id: 1, argv: ["sleep", "1\x1b[2J"], exitCode: null }, { ...common, id: 2, argv: ["true"], exitCode: 0 }],
+  });
+  repl.enter(":ps");
+  await repl.shows(/ 1 {5}87 {2}runs {9}sleep 1\uFFFD\[2J\n {2}2 {5}87 {2}ended \(0\) {4}true\npy>$/);
+});
+
+test("history is private, and the next session has it", async (t) => {
+  const directory = temporaryDirectory(t), world: World = { env: { EXEC_SANDBOX_CACHE_DIR: directory } };
+  for (const round of [1, 2]) {
+    const repl = open(t, { world });
+    if (round === 2) {
+      await repl.terminal.type(KEYS.up);
+      assert.equal(repl.terminal.screen(), "py> remember = 1");
+      await repl.terminal.type(ctrl("c"));
+    } else {
+      repl.enter("remember = 1");
+      await repl.shows(/remember = 1\npy>$/);
+    }
+    void repl.terminal.type(ctrl("d"));
+    await settled(repl.ended, "the end");
+  }
+  const file = path.join(directory, "history", "python.jsonl");
+  assert.equal((await fs.stat(file)).mode & 0o777, 0o600);
+  assert.equal((await fs.stat(path.dirname(file))).mode & 0o777, 0o700);
+});
+
+test("an end from outside gives the terminal back and closes the VM", async (t) => {
+  const ending = new AbortController();
+  const repl = open(t, { world: { signal: ending.signal } });
+  await repl.shows(/py>/);
+  ending.abort(new InterruptedError("SIGTERM", 15));
+  const { code } = await settled(repl.ended, "the end");
+  assert.deepEqual([code, repl.terminal.isDisposed, repl.sessions[0]?.closed], [143, true, true]);
+});
+
+test(":shell hands the terminal over, byte by byte, and takes it back as it was", async (t) => {
+  const repl = open(t);
+  repl.enter(":shell");
+  await eventually("the shell runs", () => repl.terminal.taker !== undefined);
+  const shell = repl.sessions[0]?.shell;
+  assert.deepEqual([shell?.argv, shell?.options.pty], [["bash", "-i"], { columns: 200, rows: 40 }]);
+  repl.terminal.taker?.onBytes(new TextEncoder().encode("ls\x03\x1a"));
+  repl.terminal.columns = 90;
+  repl.terminal.taker?.onResize();
+  shell?.say(new TextEncoder().encode("\x1b[?1049h\x1b[?2004hprompt"));
+  await eventually("it is typed", () => shell?.typed === "ls\x03\x1a");
+  assert.deepEqual(shell?.sizes, ["90x40"]);
+  shell?.exit(3);
+  await repl.shows(/the shell ended with 3; back at the prompt\npy>$/);
+  assert.equal(repl.terminal.taker, undefined);
+  assert.ok(repl.terminal.written.includes("\x1b[?1049l\x1b[?2004l\x1b[0m\x1b[?25h"));
+  assert.ok(shell?.isDetached);
+});
+
+test("--shell runs a shell alone and ends with its status", async (t) => {
+  const repl = open(t, { args: ["--shell"] });
+  await eventually("the shell runs", () => repl.sessions[0]?.shell !== undefined && repl.terminal.taker !== undefined);
+  repl.sessions[0]?.shell?.exit(5);
+  const { code } = await settled(repl.ended, "the end");
+  assert.deepEqual([code, repl.terminal.isDisposed, repl.sessions[0]?.closed], [5, true, true]);
+});
+
+test("a shell whose VM is lost gives the terminal back", async (t) => {
+  const repl = open(t);
+  repl.enter(":shell");
+  await eventually("the shell runs", () => repl.terminal.taker !== undefined);
+  repl.sessions[0]?.shell?.fail(new OutcomeUnknownError("Cannot tell how the process ended: the VM was lost"));
+  await repl.shows(/the VM was lost\n[^]*py>$/);
+  assert.equal(repl.terminal.taker, undefined);
+});
