@@ -1,7 +1,7 @@
 /** QMP: QEMU's control protocol, one JSON object a line. */
 import type { Duplex } from "node:stream";
 import { abortable, delay } from "../base/async.ts";
-import { CommunicationError, messageOf } from "../base/errors.ts";
+import { CommunicationError, messageOf, shown } from "../base/errors.ts";
 
 /** QEMU is ours, but it handles hostile guests: a line that never ends is not collected for ever. */
 const LINE_MAX_BYTES = 1_048_576;
@@ -52,7 +52,8 @@ export class Qmp {
     await this.execute("migrate-set-parameters", { "max-bandwidth": 2 ** 53 - 1 }, signal);
     await this.execute("migrate", { uri }, signal);
     for (;;) {
-      const { status, "error-desc": reason } = await this.execute("query-migrate", undefined, signal) as Record<string, unknown>;
+      const state = await this.execute("query-migrate", undefined, signal) as Record<string, unknown> | null;
+      const { status, "error-desc": reason } = state ?? {};
       if (status === "completed") return;
       if (status === "failed" || status === "cancelled") throw new QmpError(`migration ${status}: ${String(reason ?? "no reason given")}`);
       await delay(SAVE_POLL_MS, signal);
@@ -74,16 +75,20 @@ export class Qmp {
 
   #dispatch(line: string): void {
     if (line.trim() === "") return;
-    let message: QmpMessage;
+    let message: QmpMessage | null;
     try {
       message = JSON.parse(line);
     } catch (cause) {
       return this.#close(new CommunicationError("Cannot understand QEMU: a line is not JSON", { cause }));
     }
-    if (message.QMP) {
-      const { major, minor, micro } = message.QMP.version.qemu;
+    // A QEMU that its guest has taken over says what it likes: nothing in it is taken to be there.
+    if (typeof message !== "object" || message === null) {
+      return this.#close(new CommunicationError(`Cannot understand QEMU: a message must be an object, got ${shown(message)}`));
+    }
+    if ("QMP" in message) {
+      const { major, minor, micro } = message.QMP?.version?.qemu ?? {};
       this.#greeting.resolve(`${major}.${minor}.${micro}`);
-    } else if (message.error) this.#waiting.shift()?.reject(new QmpError(message.error.desc));
+    } else if ("error" in message) this.#waiting.shift()?.reject(new QmpError(String(message.error?.desc)));
     else if ("return" in message) this.#waiting.shift()?.resolve(message.return);
   }
 
@@ -99,7 +104,7 @@ const SAVE_POLL_MS = 1;
 const IGNORE_SHARED_RAM = { capabilities: [{ capability: "x-ignore-shared", state: true }] };
 
 interface QmpMessage {
-  readonly QMP?: { readonly version: { readonly qemu: { major: number; minor: number; micro: number } } };
-  readonly error?: { readonly desc: string };
+  readonly QMP?: { readonly version?: { readonly qemu?: { major?: unknown; minor?: unknown; micro?: unknown } } } | null;
+  readonly error?: { readonly desc?: unknown } | null;
   readonly return?: unknown;
 }

@@ -1,0 +1,101 @@
+/** Machine: what a QEMU is told, by what the machine is. */
+import assert from "node:assert/strict";
+import test from "node:test";
+import { kernelCommandLine, machineArgs, type MachineSpec } from "../../../src/qemu/machine.ts";
+
+const BOOT: MachineSpec = {
+  name: "vm-1",
+  arch: "x86_64",
+  accelerator: "tcg",
+  cpu: "max",
+  memoryMiB: 256,
+  memory: { kind: "anonymous" },
+  firmware: "/images/qboot.rom",
+  rootImage: "/images/root.erofs",
+  start: { kind: "boot", kernel: "/images/vmlinux", initrd: "/images/initrd", commandLine: "quiet" },
+  console: "socket",
+};
+const CLONE: MachineSpec = {
+  ...BOOT,
+  memory: { kind: "file", path: "/t/ram", isShared: false },
+  start: { kind: "clone" },
+  console: "none",
+};
+const BAKE: MachineSpec = { ...BOOT, memory: { kind: "file", path: "/t/ram", isShared: true } };
+const ALL = [BOOT, CLONE, BAKE, { ...BOOT, console: "serial" }, { ...BOOT, arch: "aarch64" }, { ...CLONE, accelerator: "kvm" }] as const;
+
+/** The value after each `name`. */
+const valuesOf = (spec: MachineSpec, name: string): string[] => {
+  const args = machineArgs(spec);
+  return args.flatMap((arg, at) => arg === name ? [args[at + 1] ?? ""] : []);
+};
+
+test("every machine is sandboxed, has no device of QEMU's own choice, no network, and a disk that cannot be written", () => {
+  for (const spec of ALL) {
+    const args = machineArgs(spec);
+    for (const flag of ["-nodefaults", "-no-user-config", "-no-reboot"]) assert.ok(args.includes(flag), flag);
+    assert.deepEqual(valuesOf(spec, "-sandbox"), ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    assert.deepEqual(valuesOf(spec, "-drive").map((drive) => /(^|,)readonly=on(,|$)/.test(drive) && /(^|,)format=raw(,|$)/.test(drive)), [
+      true,
+    ]);
+    assert.doesNotMatch(args.join(" "), /net(dev|work)|virtio-net|-nic|virtfs|vsock|usb|pci/);
+    const models = valuesOf(spec, "-device").map((device) => device.split(",")[0]);
+    const known = ["virtio-blk-device", "virtio-serial-device", "virtconsole", "virtserialport"];
+    assert.deepEqual(models.filter((model) => !known.includes(model ?? "")), []);
+  }
+});
+
+test("nobody can connect to a machine: its channels are descriptors, and it has no monitor but QMP on one", () => {
+  for (const spec of ALL) {
+    const channels = valuesOf(spec, "-chardev");
+    for (const channel of channels) assert.match(channel, /^(socket,id=\w+,fd=[345]|null,id=\w+)$/);
+    assert.deepEqual(valuesOf(spec, "-mon"), ["chardev=qmp,mode=control"]);
+    const descriptors = channels.flatMap((channel) => /fd=(\d)/.exec(channel)?.[1] ?? []);
+    assert.equal(new Set(descriptors).size, descriptors.length, "one descriptor each");
+  }
+});
+
+test("a clone never writes to its template, a bake does, and only a boot has a kernel", () => {
+  assert.deepEqual(valuesOf(CLONE, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/t/ram,share=off,readonly=on,rom=off"]);
+  assert.deepEqual(valuesOf(BAKE, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/t/ram,share=on"]);
+  assert.deepEqual(valuesOf(BOOT, "-object"), []);
+  assert.deepEqual([valuesOf(CLONE, "-kernel"), valuesOf(CLONE, "-incoming")], [[], ["defer"]]);
+  assert.deepEqual([valuesOf(BOOT, "-kernel"), valuesOf(BOOT, "-append"), valuesOf(BOOT, "-incoming")], [
+    ["/images/vmlinux"],
+    ["quiet"],
+    [],
+  ]);
+});
+
+test("a comma in a path is no separator", () => {
+  const spec = { ...BOOT, rootImage: "/a,readonly=off", memory: { kind: "file", path: "/b,share=on", isShared: false } } as const;
+  assert.ok(valuesOf(spec, "-drive")[0]?.endsWith("file=/a,,readonly=off"));
+  assert.match(valuesOf(spec, "-object")[0] ?? "", /mem-path=\/b,,share=on,share=off,/);
+});
+
+test("the legacy timers are there for emulation, which needs them, and for nobody else", () => {
+  for (const [accelerator, setting] of [["tcg", "on"], ["kvm", "off"]] as const) {
+    const [machine = ""] = valuesOf({ ...BOOT, accelerator }, "-M");
+    assert.match(machine, new RegExp(`^microvm,.*pit=${setting},pic=${setting},rtc=${setting}$`));
+  }
+  assert.match(valuesOf({ ...BOOT, arch: "aarch64" }, "-M")[0] ?? "", /^virt,/);
+});
+
+test("clone and bake have the same devices in the same order: a state fits no other machine", () => {
+  const devices = (spec: MachineSpec) => [...valuesOf(spec, "-device"), ...valuesOf(spec, "-m"), ...valuesOf(spec, "-cpu")];
+  assert.deepEqual(devices(CLONE), devices(BAKE));
+  const board = (spec: MachineSpec) => (valuesOf(spec, "-M")[0] ?? "").replace(/auto-kernel-cmdline=\w+,/, "");
+  assert.equal(board(CLONE), board(BAKE));
+});
+
+test("the kernel is told its language, where its log goes, and what it need not measure", () => {
+  const given = { language: "raw", console: "socket", hasNanosecondTsc: false, isLogged: false } as const;
+  const words = kernelCommandLine(given).split(" ");
+  for (const word of ["console=hvc0", "quiet", "panic=-1", "lapic_timer_hz=1000000000", "sbx.language=raw"]) {
+    assert.ok(words.includes(word), word);
+  }
+  assert.ok(!words.some((word) => word.startsWith("tsc")), "a counter that is not ours is measured");
+  assert.ok(kernelCommandLine({ ...given, hasNanosecondTsc: true }).includes(" tsc=reliable"));
+  assert.ok(kernelCommandLine({ ...given, isLogged: true }).includes(" sbx.log=1"));
+  assert.match(kernelCommandLine({ ...given, console: "serial" }), /^console=ttyS0 ignore_loglevel /);
+});
