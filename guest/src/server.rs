@@ -226,7 +226,8 @@ impl Server {
         let look = Some(self.outputs.look_at_us).filter(|at_us| *at_us > now_us);
         let files = self.files.next_us(self.channel.is_blocked(), now_us);
         let processes = self.processes.next_us(self.channel.backlog(), &self.mux, now_us);
-        [execution, silence, repl, look, self.restart_at_us, files, processes].into_iter().flatten().min()
+        let knock = self.stdin.as_ref().and_then(Stdin::knock_us);
+        [execution, silence, repl, look, self.restart_at_us, files, processes, knock].into_iter().flatten().min()
     }
 
     fn on_time(&mut self, now_us: u64) -> Result<(), Fatal> {
@@ -248,6 +249,9 @@ impl Server {
                     crate::cgroup::kill_largest();
                 }
             }
+        }
+        if let Some(stdin) = &mut self.stdin {
+            stdin.knock(now_us);
         }
         if matches!(self.repl.state, State::Starting { deadline_us } if now_us >= deadline_us) {
             self.failed_starts += 1;

@@ -9,6 +9,9 @@ use crate::repl::DIRECTORY;
 use crate::shell;
 
 const PATH: &str = "stdin";
+/// Pauses between two knocks, doubled each time.
+const KNOCK_FIRST_US: u64 = 5_000;
+const KNOCK_MAX_US: u64 = 160_000;
 
 /// The FIFO of one execution.
 pub struct Stdin {
@@ -19,6 +22,15 @@ pub struct Stdin {
     writer: Option<OwnedFd>,
     waiting: VecDeque<u8>,
     is_ended: bool,
+    /// While the REPL has the FIFO open after its end.
+    knock: Option<Knock>,
+}
+
+/// A FIFO is opened for reading only once somebody opens it for writing: a program that opens `/dev/stdin` after the end of its input would
+/// wait for ever, where a pipe would say that it ended. So the agent opens its end now and then, and closes it at once.
+struct Knock {
+    at_us: u64,
+    pause_us: u64,
 }
 
 impl Stdin {
@@ -28,7 +40,7 @@ impl Stdin {
         shell::make_fifo(&path, 0o440)?;
         let open = |flags| fs::open(path.as_str(), flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
         let reader = open(OFlags::RDONLY)?;
-        Ok(Stdin { writer: Some(open(OFlags::WRONLY)?), reader: Some(reader), waiting, is_ended })
+        Ok(Stdin { writer: Some(open(OFlags::WRONLY)?), reader: Some(reader), waiting, is_ended, knock: None })
     }
 
     /// The REPL has opened the FIFO.
@@ -70,14 +82,30 @@ impl Stdin {
         bytes
     }
 
+    /// When somebody may wait for the FIFO again.
+    pub fn knock_us(&self) -> Option<u64> {
+        self.knock.as_ref().map(|knock| knock.at_us)
+    }
+
+    pub fn knock(&mut self, now_us: u64) {
+        let Some(knock) = self.knock.as_mut().filter(|knock| now_us >= knock.at_us) else { return };
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if fs::open(format!("{DIRECTORY}/{PATH}"), flags, Mode::empty()).is_err() {
+            self.knock = None; // Nobody has it open for reading.
+            return;
+        }
+        *knock = Knock { at_us: now_us + knock.pause_us, pause_us: (2 * knock.pause_us).min(KNOCK_MAX_US) };
+    }
+
     /// No one reads any more: what arrives is dropped at once.
     pub fn is_closed(&self) -> bool {
         self.writer.is_none()
     }
 
     fn close_if_done(&mut self) {
-        if self.is_ended && self.waiting.is_empty() && self.reader.is_none() {
-            self.writer = None;
+        let is_done = self.is_ended && self.waiting.is_empty() && self.reader.is_none();
+        if is_done && self.writer.take().is_some() {
+            self.knock = Some(Knock { at_us: 0, pause_us: KNOCK_FIRST_US });
         }
     }
 }

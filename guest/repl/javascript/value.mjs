@@ -35,11 +35,11 @@ function showBundle(bundle) {
   send(running.id, KIND_DISPLAY, 0, content);
 }
 
-/** The global `display(object, {raw})`: raw objects are MIME types themselves. Between executions nobody could be shown anything. */
+/** The global `display(object, {raw})`: raw objects are MIME types themselves. Between executions they are printed as text. */
 function display(object, options) {
   const shown = (bundle) => {
-    if (running === null) print("display: cannot show an object: no execution is running\n");
-    else showBundle(bundle);
+    if (running !== null) showBundle(bundle);
+    else writeAll(1, encode(`${bundle?.["text/plain"] ?? inspect(bundle, { colors: false })}\n`));
   };
   const bundle = options?.raw ? object : bundleOf(object) ?? { "text/plain": inspect(object, { colors: false }) };
   return isPromise(bundle) ? then(bundle, shown) : resolved(shown(bundle));
