@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import path from "node:path";
+import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { noLeftovers } from "../../support/leftovers.ts";
 import { eventually, sleep } from "../../support/waiting.ts";
@@ -120,6 +121,31 @@ testPython("figures left open are shown and closed; show() shows at once", async
   assert.deepEqual((await repl.exec("x = plt.figure()\n1 / 0")).displays, [picture]);
   const { exitCode, displays, stderr } = await repl.exec("x = plt.figure()\nx.axes = None");
   assert.deepEqual([exitCode, displays, stderr], [0, [], "Cannot draw Figure: ValueError: no\n"]);
+});
+
+/** A directory with matplotlib, pandas and IPython for the interpreter, as `pip install --target` makes it. */
+const LIBRARIES = process.env["SBX_TEST_PYTHON_LIBRARIES"];
+const skipLibraries = PYTHON.skip || (LIBRARIES ? false : "needs SBX_TEST_PYTHON_LIBRARIES");
+
+test("Python: matplotlib, pandas and IPython show what they have", { skip: skipLibraries }, async (t: TestContext) => {
+  const repl = await Repl.start(t, PYTHON);
+  await repl.exec(`import sys\nsys.path.append(${JSON.stringify(LIBRARIES)})`);
+  const isPng = (data: unknown) => /^iVBORw0KGgo/.test((data as Record<string, string>)["image/png"] ?? "");
+  const open = await repl.exec("import matplotlib.pyplot as plt\nlines = plt.plot([1, 2, 3])");
+  assert.deepEqual([open.exitCode, open.displays.map(isPng)], [0, [true]], open.stderr);
+  const shown = await repl.exec("lines = plt.plot([1])\nplt.show()\nplt.get_fignums()");
+  assert.deepEqual([shown.value, shown.displays.map(isPng), shown.stderr], ["[]", [true], ""]);
+  assert.deepEqual((await repl.exec("fig, axes = plt.subplots()\nfig")).displays.map(isPng), [true]);
+  const broken = await repl.exec("title = plt.title('$\\\\frac{$')");
+  assert.deepEqual([broken.exitCode, broken.displays], [0, []]);
+  assert.match(broken.stderr, /^Cannot draw Figure: ValueError: [^\n]+\n$/);
+  const [frame] = (await repl.exec("import pandas\npandas.DataFrame({'a': [1]})")).displays as Record<string, string>[];
+  assert.match(frame?.["text/html"] ?? "", /<table/);
+  const [html] = (await repl.exec("from IPython.display import display, HTML\ndisplay(HTML('<b>x</b>'))")).displays as Record<
+    string,
+    string
+  >[];
+  assert.equal(html?.["text/html"], "<b>x</b>");
 });
 
 testPython("code reads its standard input, and so do its children; then it is at its end again", async (repl) => {
