@@ -100,7 +100,7 @@ export interface DownloadOptions extends TransferOptions {
  */
 export async function downloadTree(files: FileAccess, spec: DownloadSpec, options: DownloadOptions = {}): Promise<Transferred> {
   const { signal } = options, guest = plainGuestPath(spec.guest);
-  const info = await files.stat(guest || ".", signalOf(signal));
+  const info = await look(files, guest, signal);
   if (spec.local === STANDARD_OUTPUT) return await downloadToOutput(files, { guest, info }, options);
   const local = await localTarget(spec, info.isDir, options.number);
   const tree: GuestTree = info.isDir
@@ -117,6 +117,15 @@ export async function downloadTree(files: FileAccess, spec: DownloadSpec, option
   signal?.throwIfAborted();
   await staged.publish();
   return { guest: guest || ".", local, files: tree.files.length, bytes: meter.bytes };
+}
+
+async function look(files: FileAccess, guest: string, signal: AbortSignal | undefined): Promise<FileInfo> {
+  try {
+    return await files.stat(guest || ".", signalOf(signal));
+  } catch (error) {
+    const isAbsent = error instanceof SandboxFileError && error.reason === "not-found";
+    throw isAbsent ? treeError(guest, "not-found", "it does not exist") : error;
+  }
 }
 
 async function downloadToOutput(

@@ -69,7 +69,7 @@ test("the program's own failure beats a download's, which else is 125; the other
     fs.rmSync(at("there"), { force: true });
     const { code, stderr } = await sbx(args, { run: running(session, () => result) });
     assert.equal(code, wanted);
-    assert.match(stderr, /^sbx: Cannot look at "none" in the guest: it does not exist$/m);
+    assert.match(stderr, /^sbx: Cannot download "none" from the guest: it does not exist$/m);
     assert.deepEqual(fs.readdirSync(at(".")), ["there"]);
     const json = JSON.parse((await sbx([...args, "--json"], { run: running(session, () => result) })).stdout);
     assert.deepEqual([json.downloads.length, json.downloads[0].guest, json.downloads[0].error.code], [2, "none", "SBX_FILE"]);
