@@ -191,6 +191,16 @@ test("every export is documented", () => {
   assert.deepEqual(src.flatMap((file) => linesLike(file, declaration, isDocumented(file))), []);
 });
 
+test("every error class writes its name out: minifiers rename classes, and programs read the name", () => {
+  const nameless = src.flatMap((file) => {
+    const text = file.lines.join("\n");
+    return [...text.matchAll(/^(?:export )?class (\w+) extends \w*Error\b[^{]*\{([^]*?)^\}/gm)]
+      .filter(([, name, body]) => !body?.match(new RegExp(`override readonly name(?:: string)? = "${name}";`)))
+      .map(([, name]) => `${file.name}: ${name}`);
+  });
+  assert.deepEqual(nameless, []);
+});
+
 test("no failure is dropped without a reason", () => {
   const isExplained = (file: SourceFile) => (line: string, at: number) => line.includes("//") || /^\s*\/\//.test(file.lines[at - 1] ?? "");
   const dropped = /catch\s*(?:\(\w*\)\s*)?\{\s*\}|\.catch\(\(\) => (?:\{\}|undefined|null)\)/;

@@ -76,6 +76,8 @@ export const BOOT_TIMEOUT_MS = 120_000;
 export const CLONE_TIMEOUT_MS = 30_000;
 /** An accelerator either boots the canary in this time or is not used. */
 export const CANARY_TIMEOUT_MS = 3_000;
+/** A program that is asked for its version or its abilities has answered by then, or is not used. */
+export const PROGRAM_ANSWER_TIMEOUT_MS = 10_000;
 /** After the guest's own time-out (SIGTERM, then SIGKILL 5 s later) the host waits this long for the answer. */
 export const GUEST_KILL_GRACE_MS = 5_000;
 /** What the host allows on top before it calls the channel lost. */

@@ -7,11 +7,13 @@ export const EXIT = { ok: 0, failed: 1, usage: 2, brokenPipe: 141, timedOut: 124
 
 /** The command line is not acceptable. */
 export class UsageError extends PermanentError {
+  override readonly name = "UsageError";
   readonly code = "SBX_USAGE";
 }
 
 /** The user or the system ended the program. */
 export class InterruptedError extends TransientError {
+  override readonly name = "InterruptedError";
   readonly code = "SBX_INTERRUPTED";
   /** 128 + the signal's number. */
   readonly exitCode: number;
@@ -24,11 +26,13 @@ export class InterruptedError extends TransientError {
 
 /** Whoever read our output has gone. */
 export class BrokenPipeError extends TransientError {
+  override readonly name = "BrokenPipeError";
   readonly code = "SBX_BROKEN_PIPE";
 }
 
 /** Our output cannot be kept: the disk is full or broken. */
 export class OutputError extends PermanentError {
+  override readonly name = "OutputError";
   readonly code = "SBX_OUTPUT";
 }
 

@@ -93,7 +93,8 @@ export function numberOption(input: Input, long: string, { min, max, unit, isWho
   if (text === undefined) return undefined;
   const number = (isWhole ? /^\d+$/ : /^\d+(\.\d+)?$/).test(text) ? Number(text) : NaN;
   if (number >= min && number <= (max ?? Number.MAX_SAFE_INTEGER)) return number;
-  const range = max === undefined ? `at least ${min}` : `between ${min} and ${max}`;
+  const limit = max ?? (number > min ? Number.MAX_SAFE_INTEGER : undefined);
+  const range = limit === undefined ? `at least ${min}` : `between ${min} and ${limit}`;
   throw new UsageError(`Cannot set --${long}: must be ${isWhole ? "a whole number of " : ""}${range}${unit}, got ${JSON.stringify(text)}`);
 }
 

@@ -124,8 +124,8 @@ async function isExisting(source: string): Promise<boolean> {
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? "unknown error";
     // ENOTDIR: "a/b" where a is a file; ENAMETOOLONG: a component over 255 bytes, as one-line programs with a slash have.
-    if (["ENOENT", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "EINVAL"].includes(code)) return false;
-    if (!looksLikePath(source) && code === "EACCES") return false;
+    if (["ENOENT", "ENOTDIR", "ENAMETOOLONG", "EINVAL"].includes(code)) return false;
+    if (!looksLikePath(source) && (code === "EACCES" || code === "ELOOP")) return false;
     throw new UsageError(`Cannot read ${JSON.stringify(source)}: ${reasonOf(code)}`, { cause: error });
   }
 }
@@ -152,6 +152,7 @@ async function readFileCapped(file: string): Promise<Uint8Array> {
 function reasonOf(code: string): string {
   if (code === "EISDIR") return "it is a directory";
   if (code === "EACCES" || code === "EPERM") return "permission denied";
+  if (code === "ELOOP") return "its symbolic links lead in a circle";
   return code;
 }
 

@@ -125,7 +125,9 @@ export async function readManifest(directory: string): Promise<{ readonly direct
     // A newer set replaces a link: resolve it once, so that all files come from one set.
     real = await fs.realpath(directory);
     const file = path.join(real, MANIFEST_NAME);
-    const { size } = await fs.stat(file);
+    const found = await fs.stat(file), { size } = found;
+    // A pipe or a device would be read for ever.
+    if (!found.isFile()) throw new Error("it must be a file, got something else");
     if (size > MANIFEST_MAX_BYTES) throw new Error(`it must be at most ${MANIFEST_MAX_BYTES} bytes, got ${size}`);
     text = await fs.readFile(file, "utf8");
   } catch (error) {

@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import fs from "node:fs/promises";
 import path from "node:path";
 import { SandboxDependencyError } from "../base/errors.ts";
-import { run } from "../host/process.ts";
+import { ask } from "../host/ask.ts";
 import type { Platform } from "../host/platform.ts";
 import type { Accelerator } from "./machine.ts";
 
@@ -137,9 +137,7 @@ export function isAtLeast(version: string, wanted: string): boolean {
 }
 
 async function readVersion(program: string): Promise<string> {
-  const output = await run([program, "--version"]).catch((cause) => {
-    throw new SandboxDependencyError(`Cannot start QEMU: ${program} does not run`, { cause });
-  });
+  const output = await ask("Cannot start QEMU", [program, "--version"]);
   const version = /version (\d+\.\d+(?:\.\d+)?)/.exec(output.stdout)?.[1];
   if (version === undefined) {
     throw new SandboxDependencyError(

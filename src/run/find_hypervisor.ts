@@ -6,9 +6,9 @@ import process from "node:process";
 import { messageOf } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
 import type { ResolvedConfig } from "../config/config.ts";
+import { ask } from "../host/ask.ts";
 import { writeFileAtomic } from "../host/files.ts";
 import type { Platform } from "../host/platform.ts";
-import { run } from "../host/process.ts";
 import type { Assets } from "../images/assets.ts";
 import { type ConfinementLayers, noConfinement, parseProbe } from "../qemu/confine.ts";
 import { confinementFacts } from "../qemu/confinement_facts.ts";
@@ -70,7 +70,7 @@ export async function probeConfinement(assets: Assets, platform: Platform, confi
   } catch {
     // Not asked yet, or the answer is damaged: asked now.
   }
-  const { stdout } = await run([jail.path, "--probe"]);
+  const { stdout } = await ask("Cannot find out which confinement this host allows", [jail.path, "--probe"]);
   const layers = parseProbe(stdout, jail.path);
   await fs.mkdir(path.dirname(file), { recursive: true, mode: 0o700 })
     .then(() => writeFileAtomic(file, stdout, 0o600))

@@ -48,6 +48,7 @@ export class Supply implements AsyncDisposable {
   readonly #closing = new AbortController();
   readonly #owned = new Scope();
   #hypervisor: Promise<Hypervisor> | undefined;
+  #journal: Journal | undefined;
   /** Templates that could not be kept, and when (`performance.now()`) they are tried again. */
   readonly #retryAt = new Map<string, number>();
 
@@ -149,14 +150,17 @@ export class Supply implements AsyncDisposable {
   }
 
   #host(): Promise<Hypervisor> {
-    this.#hypervisor ??= this.#findHost();
+    this.#hypervisor ??= this.#findHost().catch((error) => {
+      this.#hypervisor = undefined; // What was in the way, such as a host without room for a process, may have gone by the next run.
+      throw error;
+    });
     return this.#hypervisor;
   }
 
   async #findHost(): Promise<Hypervisor> {
     const root = path.join(this.#config.cacheDir, "run");
     const { log } = this.#hooks;
-    const journal = this.#owned.use("journal", await Journal.open(root, log));
+    const journal = this.#journal ??= this.#owned.use("journal", await Journal.open(root, log));
     void reap(root, log).catch((error) => log.warning("leftovers could not be looked for", { reason: messageOf(error) }));
     void this.#templates.sweep().catch((error) => log.debug("old templates could not be swept", { reason: messageOf(error) }));
     const hypervisor = await findHypervisor({

@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import { BOOT_TIMEOUT_MS, CLONE_TIMEOUT_MS } from "../base/limits.ts";
 import { Scope } from "../base/scope.ts";
 import { GuestChannel } from "../channel/guest.ts";
+import { spawnError } from "../host/ask.ts";
 import { Child } from "../host/process.ts";
 import { VmCgroup } from "../qemu/cgroup.ts";
 import { confine, type ConfinedFile } from "../qemu/confine.ts";
@@ -14,7 +15,7 @@ import { Vm } from "./vm.ts";
 
 /**
  * Starts a VM and returns as soon as QEMU's process exists: requests may be written at once, they wait in the channel; `vm.ready` tells
- * when the guest has answered. Throws `SandboxDependencyError` when QEMU cannot be started. The caller owns the VM.
+ * when the guest has answered. Throws `SandboxDependencyError` when QEMU cannot be started, `VmCapacityError` when the host has no room for it. The caller owns the VM.
  */
 export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Promise<Vm> {
   await using scope = new Scope();
@@ -33,6 +34,8 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
       isTermFirst: false,
       isGoneWithPipes: true,
       env: {},
+    }).catch((cause) => {
+      throw spawnError("Cannot start a VM", argv[0], cause);
     }),
   );
   const [qmpPipe, controlPipe, consolePipe] = child.pipes;

@@ -16,8 +16,12 @@ const { version } = JSON.parse(await fs.readFile(path.join(ROOT, "deno.json"), "
 
 /** Runs the program in an empty directory, as far from the checkout as an installed one is. */
 function compiled(args: readonly string[], cwd: string, env: Readonly<Record<string, string>> = {}) {
+  return runFile(PROGRAM, args, cwd, env);
+}
+
+function runFile(file: string, args: readonly string[], cwd: string, env: Readonly<Record<string, string>>) {
   return new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
-    execFile(PROGRAM, args, { cwd, env: { ...process.env, ...env } }, (error, stdout, stderr) => {
+    execFile(file, args, { cwd, env: { ...process.env, ...env } }, (error, stdout, stderr) => {
       resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr });
     });
   });
@@ -43,6 +47,30 @@ test("it loads what a command needs only then", { skip }, async (t) => {
   assert.deepEqual([code, JSON.parse(stdout).ok], [1, false]);
   assert.equal((await compiled(["completions", "bash"], cwd)).code, 0);
 });
+
+test("names of errors are those of the source: programs read them", { skip }, async (t) => {
+  const { stdout } = await compiled(["run", "--json", "--bogus"], temporaryDirectory(t));
+  const { code, type } = JSON.parse(stdout).error;
+  assert.deepEqual([code, type], ["SBX_USAGE", "UsageError"]);
+});
+
+test(
+  "too few descriptors are an error of the host, however few there are",
+  { skip: skip || (reasonToSkip() ?? false), timeout: 300_000 },
+  async (t) => {
+    const cwd = temporaryDirectory(t), env = { EXEC_SANDBOX_IMAGES_DIR: imagesDirectory(), EXEC_SANDBOX_LOG_LEVEL: "error" };
+    const codes = new Set<unknown>();
+    for (const limit of [8, 9, 10, 11, 12, 14, 16, 18]) {
+      const script = `ulimit -n ${limit}; exec "$0" run -q --json -l sh 'echo fine'`;
+      const { code, stdout } = await runFile("/bin/sh", ["-c", script, PROGRAM], cwd, env);
+      const { error } = JSON.parse(stdout || "{}");
+      assert.ok(code === 0 || code === 125, `${limit}: ${code} ${stdout}`);
+      assert.notEqual(error?.code, "SBX_INTERNAL", `${limit}: ${stdout}`);
+      codes.add(error?.code);
+    }
+    assert.ok(codes.has("SBX_VM_CAPACITY"), [...codes].join());
+  },
+);
 
 test("it runs code", { skip: skip || (reasonToSkip() ?? false), timeout: 300_000 }, async (t) => {
   const env = { EXEC_SANDBOX_IMAGES_DIR: imagesDirectory(), EXEC_SANDBOX_LOG_LEVEL: "error" };

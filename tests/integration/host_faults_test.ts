@@ -9,6 +9,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
@@ -152,6 +153,10 @@ test("assets that are missing, cut off or of another machine are an AssetError t
   rmSync(path.join(garbage, "manifest.json"));
   writeFileSync(path.join(garbage, "manifest.json"), "\0\0");
   await assert.rejects(isolated(t, { imagesDir: garbage }), AssetError);
+  const endless = copyOfImages(t);
+  rmSync(path.join(endless, "manifest.json"));
+  symlinkSync("/dev/zero", path.join(endless, "manifest.json"));
+  await assert.rejects(isolated(t, { imagesDir: endless }), { code: "SBX_ASSET", message: /manifest\.json: it must be a file/ });
 });
 
 test("one wrong byte in a file is found before a template is made of it, with both hashes", async (t) => {
@@ -183,6 +188,7 @@ test("a QEMU that is missing, too old, no QEMU or crashing is a SandboxDependenc
     ["/no/such/qemu", /does not run/],
     [script("old", version("7.2.22")), /8\.2 or newer, got 7\.2\.22/],
     [script("none", "echo I am a teapot"), /teapot/],
+    [script("silent", "exec sleep 300"), /must answer --version within 10000 ms/],
     [script("crash", `${version("10.0.2")}; echo 'machine is on fire' >&2; exit 1`), /on fire/],
   ];
   for (const [program, message] of cases) {
@@ -195,6 +201,23 @@ test("a QEMU that is missing, too old, no QEMU or crashing is a SandboxDependenc
       );
     });
   }
+});
+
+test("a launcher that cannot be started or says nothing useful is a SandboxDependencyError, and the next run tries again", async (t) => {
+  const images = copyOfImages(t), file = ownCopy(images, "sbx-jail"), { size } = statSync(file);
+  await withEnv({ EXEC_SANDBOX_CACHE_DIR: temporaryDirectory(t) }, async () => {
+    await using scheduler = await isolated(t, { imagesDir: images });
+    const refused = (message: RegExp) =>
+      assert.rejects(scheduler.run(raw("echo hi")), (error) => error instanceof SandboxDependencyError && message.test(error.message));
+    chmodSync(file, 0o644);
+    await refused(/sbx-jail does not run/);
+    writeFileSync(file, "#!/bin/sh\necho 'I am a teapot'\n");
+    truncateSync(file, size);
+    chmodSync(file, 0o755);
+    await refused(/teapot/);
+    copyFileSync(path.join(IMAGES, "sbx-jail"), file);
+    assert.equal((await scheduler.run(raw("echo hi"))).stdout, "hi\n");
+  });
 });
 
 test("a cache that cannot be written does not stop runs: the VM boots", async (t) => {

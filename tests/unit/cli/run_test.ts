@@ -53,6 +53,8 @@ test("time-out, memory and jobs are refused outside of their range before anythi
     assert.ok(stderr.startsWith(`sbx: Cannot set ${option}: must be `), stderr);
     assert.ok(stderr.includes(`got ${JSON.stringify(value)}`), stderr);
   }
+  const huge = await sbx(["run", "--memory=99999999999999999999", "1"]);
+  assert.match(huge.stderr, /between 128 and 9007199254740991 MB, got/, "the bound that was passed is the one that is told");
   for (const right of [["-t", "1"], ["-t", "300"], ["-m", "128"], ["-m", "1048576"], ["-j", "1"]]) {
     assert.equal((await sbx(["run", ...right, "1"])).code, 0, right.join(" "));
   }

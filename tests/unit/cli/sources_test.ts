@@ -103,6 +103,14 @@ test("a path through a file looks missing, a directory says what it is", async (
   assert.match(stderr, /it is a directory/);
 });
 
+test("a link to itself is no missing file", async () => {
+  const link = path.join(directory, "circle.py");
+  await fs.symlink(link, link);
+  const { code, stderr, requests } = await sbx(["run", link]);
+  assert.deepEqual([code, requests.length], [2, 0]);
+  assert.match(stderr, /its symbolic links lead in a circle/);
+});
+
 test("--code runs before the positionals and is never taken for a path", async () => {
   const script = await file("last.js", "last");
   const { requests } = await sbx(["run", script, "-c", "first.py", "--code", "-", "--code=third"]);
