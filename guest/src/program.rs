@@ -40,7 +40,6 @@ const JAVASCRIPT_MODULES: [(&str, &str); 4] = [
     ("javascript_stdin.mjs", include_str!("../repl/javascript/stdin.mjs")),
     ("javascript_display.mjs", include_str!("../repl/javascript/display.mjs")),
 ];
-const SHELL_SCRIPT: &str = include_str!("../repl/shell.sh");
 
 /// What the image may say about what it contains: a JSON object, name → version.
 const VERSIONS_FILE: &str = "/etc/sbx/versions.json";
@@ -90,10 +89,12 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
             Ok(program)
         }
         "raw" => {
-            put_script("shell.sh", SHELL_SCRIPT)?;
+            for (name, text) in shell::scripts() {
+                put_script(name, &text)?;
+            }
             shell::make_state_directory(DIRECTORY).action("make the shell's state directory")?;
             // $0 is what error messages begin with; the loop is one line, so that theirs count from 1.
-            Ok(Program { is_shell: true, ..program("/bin/bash", &["bash", "--norc", "--noprofile", "-c", shell::LOOP]) })
+            Ok(Program { is_shell: true, ..program("/bin/bash", &["bash", "--norc", "--noprofile", "-c", &shell::main_loop()]) })
         }
         other => Err(Fatal::Repl(format!("sbx.language must be python, javascript or raw, got {other:.64?}"))),
     }

@@ -143,7 +143,9 @@ impl Repl {
         self.display_left = 0;
         self.display_room = DISPLAY_BYTES;
         if self.program.is_shell {
-            let line = shell::request(DIRECTORY, id, seed, body)?;
+            // It replies without an id, for which it would need a variable.
+            self.id = 0;
+            let line = shell::request(DIRECTORY, seed, body)?;
             self.outbox.extend_from_slice(&line);
             return self.send();
         }

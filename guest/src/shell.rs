@@ -10,14 +10,40 @@ use crate::confine::{GROUP_ID, USER_ID};
 use crate::exec::{flags, Body};
 use crate::limits;
 
-/// What bash is started with; `guest/repl/shell.sh` explains each part.
-pub const LOOP: &str = concat!(
-    ". /run/sbx/shell.sh; while { __sbx_next; } 2>/dev/null; do ",
-    "if { __sbx_rc; } 2>/dev/null; then eval \"$__sbx_code\"; else eval \"$__sbx_code\"; fi; done; exit"
-);
+/// What bash sources when it is needed, each a file in DIRECTORY: without functions, nothing of ours has a name while the user's code runs.
+const SCRIPTS: [(&str, &str); 11] = [
+    ("start.sh", include_str!("../repl/shell/start.sh")),
+    ("resume.sh", include_str!("../repl/shell/resume.sh")),
+    ("traps.sh", include_str!("../repl/shell/traps.sh")),
+    ("special.sh", include_str!("../repl/shell/special.sh")),
+    ("after.sh", include_str!("../repl/shell/after.sh")),
+    ("exit.sh", include_str!("../repl/shell/exit.sh")),
+    ("save.sh", include_str!("../repl/shell/save.sh")),
+    ("assist.sh", include_str!("../repl/shell/assist.sh")),
+    ("complete.sh", include_str!("../repl/shell/complete.sh")),
+    ("is_complete.sh", include_str!("../repl/shell/is_complete.sh")),
+    ("answer.sh", include_str!("../repl/shell/answer.sh")),
+];
 
-/// `read -N` takes exactly this many characters, with one system call.
-pub const LINE_BYTES: usize = 34;
+/// 5 for what is special about the request, 10 of the seed, newline: `read -N` takes exactly this many characters, with one system call.
+pub const LINE_BYTES: usize = 16;
+
+/// What bash is started with: `loop.sh` explains it.
+pub fn main_loop() -> String {
+    statements(include_str!("../repl/shell/loop.sh"), " ")
+}
+
+/// The scripts as bash gets them.
+pub fn scripts() -> impl Iterator<Item = (&'static str, String)> {
+    let resuming = main_loop().replace("start.sh", "resume.sh").replace('\'', r"'\''");
+    SCRIPTS.iter().map(move |(name, text)| (*name, statements(text, "\n").replace("@LOOP@", &resuming)))
+}
+
+/// The lines without comments, which bash would read again for each execution.
+fn statements(text: &str, end: &str) -> String {
+    let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && *line != "#" && !line.starts_with("# "));
+    lines.flat_map(|line| [line, end]).collect()
+}
 
 /// Makes `request` and `reply`, and opens both ways so that neither side ever waits in open(2) or sees an end.
 pub fn make_fifos(directory: &str) -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -56,7 +82,7 @@ pub fn make_state_directory(directory: &str) -> Result<(), Errno> {
 }
 
 /// Writes code and environment to their files and returns the request line.
-pub fn request(directory: &str, id: u32, seed: Option<&[u8; 32]>, body: &Body) -> Result<[u8; LINE_BYTES], Errno> {
+pub fn request(directory: &str, seed: Option<&[u8; 32]>, body: &Body) -> Result<[u8; LINE_BYTES], Errno> {
     let is_script = body.code().starts_with(b"#!");
     // A background job may still read the file of an earlier script: it keeps the old one.
     put_file(&format!("{directory}/code"), body.code(), if is_script { 0o555 } else { 0o444 })?;
@@ -75,7 +101,7 @@ pub fn request(directory: &str, id: u32, seed: Option<&[u8; 32]>, body: &Body) -
             _ => '-',
         },
     ];
-    Ok(line(id, kinds, seed))
+    Ok(line(kinds, seed))
 }
 
 /// Whether code may set a trap: it names one, or reads a file that may.
@@ -95,17 +121,18 @@ fn put_file(path: &str, bytes: &[u8], mode: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// A call of the script's function for each entry, values in single quotes.
+/// Names and values, in single quotes, as two arrays.
 fn assignments(entries: &[(&str, &str)]) -> String {
-    entries.iter().map(|(name, value)| format!("__sbx_env {name} '{}'\n", value.replace('\'', r"'\''"))).collect()
+    let names: Vec<_> = entries.iter().map(|(name, _)| *name).collect();
+    let values: Vec<_> = entries.iter().map(|(_, value)| format!("'{}'", value.replace('\'', r"'\''"))).collect();
+    format!("__sbx_names=({})\n__sbx_values=({})\n", names.join(" "), values.join(" "))
 }
 
-/// `\xNN\xNN\xNN\xNN` the id as printf takes it; `s` a script, `e` with environment, `t` may set a trap, `i` with stdin, `c` complete or
-/// `q` is it complete, each `-` if not; the seed in decimal, blanks.
-fn line(id: u32, kinds: [char; 5], seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
-    let id: String = id.to_le_bytes().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+/// `s` a script, `e` with environment, `t` may set a trap, `i` with stdin, `c` complete or `q` is it complete, each `-` if not;
+/// the seed in decimal, blanks.
+fn line(kinds: [char; 5], seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
     let seed = seed.map_or(String::new(), |seed| u32::from_le_bytes([seed[0], seed[1], seed[2], seed[3]]).to_string());
-    let text = format!("{id}{}{seed:<12}\n", String::from_iter(kinds));
+    let text = format!("{}{seed:<10}\n", String::from_iter(kinds));
     let mut line = [b' '; LINE_BYTES];
     line.copy_from_slice(text.as_bytes());
     line
@@ -116,9 +143,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_has_its_length_for_every_id_and_seed() {
-        assert_eq!(&line(1, ['-'; 5], None), b"\\x01\\x00\\x00\\x00-----            \n");
-        assert_eq!(&line(u32::MAX, ['s', 'e', 't', 'i', 'c'], Some(&[0xff; 32])), b"\\xff\\xff\\xff\\xffsetic4294967295  \n");
+    fn the_line_has_its_length_for_every_seed() {
+        assert_eq!(&line(['-'; 5], None), b"-----          \n");
+        assert_eq!(&line(['s', 'e', 't', 'i', 'c'], Some(&[0xff; 32])), b"setic4294967295\n");
+    }
+
+    #[test]
+    fn every_script_is_written_and_only_comments_are_left_out() {
+        let scripts: Vec<_> = scripts().collect();
+        let directory = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/repl/shell")).expect("the scripts are there");
+        let names: Vec<_> = directory.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        assert!(names.iter().any(|name| name == "loop.sh"));
+        for name in names.iter().filter(|name| *name != "loop.sh") {
+            assert!(scripts.iter().any(|(known, _)| known == name), "{name}");
+        }
+        for (name, text) in &scripts {
+            let sourced = text.split("/run/sbx/").skip(1).filter_map(|rest| rest.split_once(".sh").map(|(name, _)| name));
+            for other in sourced.filter(|other| other.chars().all(|char| char.is_ascii_lowercase() || char == '_')) {
+                assert!(scripts.iter().any(|(known, _)| *known == format!("{other}.sh")), "{name} sources {other}");
+            }
+            assert!(!text.contains("@LOOP@") && text.len() > 20, "{name}");
+        }
+        let exit: String = scripts.iter().filter(|(name, _)| *name == "exit.sh").map(|(_, text)| text.as_str()).collect();
+        assert!(exit.contains("-c '. /run/sbx/resume.sh; while {") && exit.contains(r"mapfile -d '\'''\'' -t"), "{exit}");
+        let main = main_loop();
+        assert!(main.starts_with(". /run/sbx/start.sh; while {") && !main.contains('\n'), "{main}");
     }
 
     #[test]
@@ -128,6 +177,6 @@ mod tests {
 
     #[test]
     fn values_are_quoted_for_bash() {
-        assert_eq!(assignments(&[("A", "it's $x\n")]), "__sbx_env A 'it'\\''s $x\n'\n");
+        assert_eq!(assignments(&[("A", "it's $x\n"), ("B", "")]), "__sbx_names=(A B)\n__sbx_values=('it'\\''s $x\n' '')\n");
     }
 }

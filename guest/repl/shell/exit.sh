@@ -1,0 +1,7 @@
+# The EXIT trap: replies, then goes on as the same session in a fresh bash in the same process. When that fails the process ends, and the
+# agent tells of the loss with the next reply.
+
+{ . /run/sbx/save.sh; } 2>/dev/null
+# Outside the braces: a redirection there would stay with the new process.
+\builtin exec -c -a bash /bin/bash --norc --noprofile -c '@LOOP@' bash
+\builtin exit

@@ -1,0 +1,7 @@
+# Sourced once, on the top level, by a bash that goes on with a session.
+
+. /run/sbx/traps.sh
+builtin source /run/sbx/state/session >/dev/null 2>&1
+# Those of save.sh.
+builtin unset -v __sbx_flags __sbx_options __sbx_int __sbx_line __sbx_code
+__sbx_idle=1
