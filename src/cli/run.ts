@@ -1,17 +1,17 @@
 /** `sbx run`: one or more sources, each in a VM of its own. */
 import { Semaphore } from "../base/async.ts";
-import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
-import { EnvVarValidationError, messageOf } from "../base/errors.ts";
+import { TIMEOUT_MAX_SECONDS } from "../base/limits.ts";
+import { messageOf } from "../base/errors.ts";
 import { lineLogger, type Logger, silentLogger } from "../base/log.ts";
-import { checkEnv } from "../run/env.ts";
 import type { RunRequest } from "../run/request.ts";
 import type { CliContext, CliScheduler } from "./context.ts";
 import type { Command, Input } from "./command.ts";
-import { EXIT, exitCodeOf, InterruptedError, printable, reportError, UsageError, writeReport } from "./failure.ts";
+import { EXIT, exitCodeOf, InterruptedError, printable, reportError, writeReport } from "./failure.ts";
 import { Progress } from "./progress.ts";
 import { failedDownload, type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
 import { planTransfers, TRANSFER_OPTIONS, type Transfers } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage, readSources, type Source } from "./sources.ts";
+import { numberOption, parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
 
 /** The command. */
 export const run: Command = {
@@ -32,9 +32,7 @@ export const run: Command = {
       help: "python, javascript or raw (also py, js, ts, sh, bash); default: from the file's extension, else python",
     },
     { long: "code", short: "c", value: "CODE", isRepeatable: true, help: "inline code, repeatable; runs before the positional sources" },
-    { long: "timeout", short: "t", value: "SECONDS", help: "seconds the code may run, 1-300; default 30" },
-    { long: "memory", short: "m", value: "MB", help: "memory of the VM in MB (2^20 bytes), at least 128; default 256" },
-    { long: "env", short: "e", value: "KEY=VALUE", isRepeatable: true, help: "environment variable for the code, repeatable" },
+    ...VM_OPTIONS,
     ...TRANSFER_OPTIONS,
     { long: "json", help: "print a machine-readable result on standard output" },
     { long: "quiet", short: "q", help: "show no progress" },
@@ -54,7 +52,7 @@ export const run: Command = {
 
 /** What the options say, checked. */
 export interface RunOptions {
-  readonly request: Pick<RunRequest, "timeoutSeconds" | "memoryMb" | "env">;
+  readonly request: VmOptions;
   readonly jobs: number | undefined;
   readonly isJson: boolean;
   readonly isQuiet: boolean;
@@ -63,53 +61,13 @@ export interface RunOptions {
 
 /** Reads the options. Throws `UsageError`, or `EnvVarValidationError` for `--env`. */
 export function parseRunOptions(input: Input): RunOptions {
-  const timeoutSeconds = numberOption(input, "timeout", { min: TIMEOUT_MIN_SECONDS, max: TIMEOUT_MAX_SECONDS, unit: " seconds" });
-  const memoryMb = numberOption(input, "memory", { min: MEMORY_MIN_MIB, unit: " MB", isWhole: true });
-  const env = parseEnv(input.values("env"));
   return {
-    request: {
-      ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }),
-      ...(memoryMb === undefined ? {} : { memoryMb }),
-      ...(env === undefined ? {} : { env }),
-    },
+    request: parseVmOptions(input),
     jobs: numberOption(input, "jobs", { min: 1, unit: "", isWhole: true }),
     isJson: input.has("json"),
     isQuiet: input.has("quiet"),
     isDebug: input.has("debug"),
   };
-}
-
-/** What a number may be. */
-export interface NumberRange {
-  readonly min: number;
-  readonly max?: number;
-  readonly unit: string;
-  readonly isWhole?: boolean;
-}
-
-/** The number of option `long`. Throws `UsageError`. */
-export function numberOption(input: Input, long: string, { min, max, unit, isWhole = false }: NumberRange): number | undefined {
-  const text = input.value(long);
-  if (text === undefined) return undefined;
-  const number = (isWhole ? /^\d+$/ : /^\d+(\.\d+)?$/).test(text) ? Number(text) : NaN;
-  if (number >= min && number <= (max ?? Number.MAX_SAFE_INTEGER)) return number;
-  const limit = max ?? (number > min ? Number.MAX_SAFE_INTEGER : undefined);
-  const range = limit === undefined ? `at least ${min}` : `between ${min} and ${limit}`;
-  throw new UsageError(`Cannot set --${long}: must be ${isWhole ? "a whole number of " : ""}${range}${unit}, got ${JSON.stringify(text)}`);
-}
-
-/** `KEY=VALUE` pairs; the last of a key wins. Throws `EnvVarValidationError`. */
-export function parseEnv(pairs: readonly string[]): Readonly<Record<string, string>> | undefined {
-  if (pairs.length === 0) return undefined;
-  const entries = pairs.map((pair): [string, string] => {
-    const at = pair.indexOf("=");
-    if (at > 0) return [pair.slice(0, at), pair.slice(at + 1)];
-    // What stands behind "=" may be a secret: only the form is told.
-    throw new EnvVarValidationError(
-      at < 0 ? `Cannot set --env: must be KEY=VALUE, got ${JSON.stringify(pair)}` : "Cannot set --env: must be KEY=VALUE, got no KEY",
-    );
-  });
-  return checkEnv(Object.fromEntries(entries));
 }
 
 async function execute(context: CliContext, input: Input): Promise<number> {

@@ -1,9 +1,7 @@
 /** `sbx session`: a prompt on one VM that is kept, a shell in it, or a program from standard input run block by block. */
 import path from "node:path";
-import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { cacheDirectory } from "../host/platform.ts";
 import type { Language } from "../run/request.ts";
-import type { SessionRequest } from "../run/session_request.ts";
 import type { Command, Input } from "./command.ts";
 import type { CliContext, CliScheduler, OpenOptions, ProgressEvent } from "./context.ts";
 import { oneLine, printable, UsageError } from "./failure.ts";
@@ -14,11 +12,11 @@ import { ImageSupport } from "./repl_images.ts";
 import { runPiped } from "./repl_piped.ts";
 import { runShell } from "./repl_shell.ts";
 import { ReplVm } from "./repl_vm.ts";
-import { numberOption, parseEnv } from "./run.ts";
 import { TRANSFER_OPTIONS } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
 import { type PlannedUpload, planUpload, uploadTree } from "./transfer.ts";
 import { parseUpload } from "./transfer_spec.ts";
+import { parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
 
 /** A user who sets it wants unused sessions to close. */
 const IDLE_VARIABLE = "EXEC_SANDBOX_SESSION_IDLE_TIMEOUT_SECONDS";
@@ -35,9 +33,7 @@ export const session: Command = {
       completion: LANGUAGE_CHOICES,
       help: "python, javascript or raw (also py, js, ts, sh, bash); default python",
     },
-    { long: "timeout", short: "t", value: "SECONDS", help: "seconds each block may run, 1-300; default 30" },
-    { long: "memory", short: "m", value: "MB", help: "memory of the VM in MB (2^20 bytes), at least 128; default 256" },
-    { long: "env", short: "e", value: "KEY=VALUE", isRepeatable: true, help: "environment variable for the code, repeatable" },
+    ...VM_OPTIONS,
     ...TRANSFER_OPTIONS.filter((option) => option.long === "upload"),
     { long: "shell", help: "open a shell in the VM instead of a prompt" },
     { long: "json", help: "read standard input and print a machine-readable result of each block, one on a line" },
@@ -56,8 +52,7 @@ export const session: Command = {
 
 interface SessionOptions {
   readonly language: Language;
-  readonly request: Omit<SessionRequest, "language" | "signal">;
-  readonly timeoutSeconds: number | undefined;
+  readonly request: VmOptions;
   /** Put into every VM that the session has. */
   readonly uploads: readonly PlannedUpload[];
   readonly isShell: boolean;
@@ -68,17 +63,9 @@ interface SessionOptions {
 
 async function parseOptions(input: Input, signal: AbortSignal): Promise<SessionOptions> {
   const given = input.value("language");
-  const timeoutSeconds = numberOption(input, "timeout", { min: TIMEOUT_MIN_SECONDS, max: TIMEOUT_MAX_SECONDS, unit: " seconds" });
-  const memoryMb = numberOption(input, "memory", { min: MEMORY_MIN_MIB, unit: " MB", isWhole: true });
-  const env = parseEnv(input.values("env"));
   return {
     language: given === undefined ? "python" : parseLanguage(given),
-    request: {
-      ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }),
-      ...(memoryMb === undefined ? {} : { memoryMb }),
-      ...(env === undefined ? {} : { env }),
-    },
-    timeoutSeconds,
+    request: parseVmOptions(input),
     uploads: await Promise.all(input.values("upload").map(parseUpload).map((spec) => planUpload(spec, signal))),
     isShell: input.has("shell"),
     isJson: input.has("json"),
@@ -137,7 +124,7 @@ function directoryOf(context: CliContext, name: string): string {
 }
 
 async function prompt(context: CliContext, options: SessionOptions): Promise<number> {
-  const { stdout, stderr, env, signal } = context, { timeoutSeconds, isQuiet, isDebug } = options;
+  const { stdout, stderr, env, signal } = context, { request: { timeoutSeconds }, isQuiet, isDebug } = options;
   const screen: { repl?: Repl } = {};
   await using vm = startVm(context, options, {
     onProgress: ({ task, message = "", isDone }) => screen.repl?.setStatus(isDone || isQuiet ? "" : oneLine(`${task}: ${message}`)),
@@ -179,7 +166,7 @@ async function shell(context: CliContext, options: SessionOptions): Promise<numb
 }
 
 async function piped(context: CliContext, options: SessionOptions): Promise<number> {
-  const { stdout, stderr, env } = context, { timeoutSeconds, isJson, isQuiet, isDebug } = options;
+  const { stdout, stderr, env } = context, { request: { timeoutSeconds }, isJson, isQuiet, isDebug } = options;
   using progress = new Progress(stderr, { isQuiet });
   await using vm = startVm(context, options, plainVoices(context, progress));
   const images = new ImageSupport(env);
