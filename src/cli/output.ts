@@ -17,6 +17,10 @@ export interface Output {
   flush(): Promise<void>;
 }
 
+/** Sequences that put nothing on the screen and leave the cursor where it is: modes, colours off. */
+// deno-lint-ignore no-control-regex
+const INVISIBLE = /^(?:\x1b\[\?\d+[hl]|\x1b\[0m|\x1b>)+$/;
+
 /** Where the next character comes to stand, as far as we know: only in what we wrote. */
 export class Line {
   /** Nothing stands before the next character. */
@@ -25,7 +29,7 @@ export class Line {
   /** Takes in what is written. */
   take(text: string): void {
     // The second is how a line of progress is taken away.
-    if (text !== "") this.isEmpty = text.endsWith("\n") || text.endsWith("\r\x1b[K");
+    if (text !== "" && !INVISIBLE.test(text)) this.isEmpty = text.endsWith("\n") || text.endsWith("\r\x1b[K");
   }
 }
 

@@ -137,8 +137,9 @@ export function findCommand(name: string): ReplCommand {
   });
 }
 
-async function listFiles([directory = "."]: readonly string[], { vm, stdout, signal }: ReplWorld): Promise<void> {
+async function listFiles([directory = "."]: readonly string[], { vm, stdout, stderr, signal }: ReplWorld): Promise<void> {
   const entries = await (await vm.session(signal)).listFiles(directory, { signal });
+  if (entries.length === 0) return note(stderr, "no files");
   const sizes = entries.map((entry) => entry.isDir ? "-" : String(entry.size));
   const width = Math.max(...sizes.map((size) => size.length), 0);
   stdout.startLine();

@@ -55,6 +55,9 @@ export type Entered =
 
 const SEARCH_KEYS: ReadonlySet<string> = new Set(["ctrl-r", "ctrl-s", "backspace", "ctrl-g", "escape", "ctrl-c", "enter"]);
 
+/** The first thing typed on a line that ends what an earlier one began. */
+const CLOSING = /^[)\]}]$/;
+
 type Action = (this: LineEditor) => void | Entered | Promise<Entered | void>;
 
 /** Reads blocks from a terminal. What was cut can be put into later blocks. */
@@ -123,6 +126,10 @@ export class LineEditor {
         if (this.#search !== undefined && event.type === "text") return this.#search.look(this.#search.query + event.text);
         this.#settle();
         this.#walk = undefined;
+        // What closes a block stands as far left as what opened it; pasted text has its own indentation.
+        if (CLOSING.test(event.text) && !this.#terminal.hasInput && /^ +$/.test(this.#buffer.lineBeforeCursor)) {
+          this.#buffer.backspace(this.#given().indent);
+        }
         return this.#buffer.insert(event.text);
       case "key":
         return await this.#press(event.name);

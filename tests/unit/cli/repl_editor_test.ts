@@ -65,6 +65,15 @@ test("Enter continues what is not complete, with its indentation; an empty line 
   assert.deepEqual(await settled(reading, "the block"), { type: "block", text: "if x:\n    y\n    " });
 });
 
+test("a bracket that closes a block goes back to where the block began", async () => {
+  const { terminal } = open({ check: (text) => text.endsWith("}") ? COMPLETE : { state: "incomplete", indent: "    " } });
+  await terminal.type("f() {", KEYS.enter);
+  await terminal.type("}");
+  assert.equal(terminal.screen(), "> f() {\n| }");
+  await terminal.type(ctrl("u"), "  x", "}");
+  assert.equal(terminal.screen(), "> f() {\n|   x}");
+});
+
 test("what is typed ahead keeps its own indentation", async () => {
   assert.deepEqual(await entered({ check: untilBlank }, "if x:\r    y\r\r"), { type: "block", text: "if x:\n    y\n" });
 });
