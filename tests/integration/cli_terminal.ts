@@ -147,6 +147,22 @@ export class Terminal implements AsyncDisposable {
     await this.#tmux(["send-keys", key]);
   }
 
+  /** Pastes `text`, marked as a paste where the program asked for that. */
+  async paste(text: string): Promise<void> {
+    await this.#tmux(["set-buffer", "--", text]);
+    await this.#tmux(["paste-buffer", "-p"]);
+  }
+
+  /** Gives the terminal another size. */
+  async resize(columns: number, rows: number): Promise<void> {
+    await this.#tmux(["resize-window", "-x", String(columns), "-y", String(rows)]);
+  }
+
+  /** Keeps everything that the program writes from now on, byte by byte, in `file`. */
+  async record(file: string): Promise<void> {
+    await this.#tmux(["pipe-pane", "-O", `cat > ${quoted(file)}`]);
+  }
+
   /** What is on the screen, without empty lines at its end; with `isStyled` the escape sequences of colours too. */
   async screen(isStyled = false): Promise<string> {
     return (await this.#tmux(["capture-pane", "-p", ...(isStyled ? ["-e"] : [])])).trimEnd();
