@@ -84,7 +84,7 @@ impl Files {
 
     /// When the loop has to come back although nothing happened.
     pub fn next_us(&self, is_port_blocked: bool, now_us: u64) -> Option<u64> {
-        if self.wants_room && !is_port_blocked {
+        if self.wants_room && !is_port_blocked && !self.is_idle() {
             return Some(now_us);
         }
         self.active.iter().any(Transfer::is_removal).then_some(self.rests_until_us)
@@ -381,5 +381,20 @@ fn flag(open: &Value, name: &str) -> Result<bool, Refusal> {
     match &open[name] {
         Value::Null => Ok(false),
         value => value.as_bool().ok_or_else(|| Refusal::bad_request(format!("Cannot open: {name} must be true or false, got {value:.64}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_due_when_nothing_is_under_way() {
+        let mut files = Files { wants_room: true, ..Files::default() };
+        assert_eq!(files.next_us(false, 5), None);
+        files.active.push(Transfer { stream: 1, work: Work::Ping { left: 1, received: 0, is_body_due: false } });
+        assert_eq!((files.next_us(false, 5), files.next_us(true, 5)), (Some(5), None));
+        files.forget();
+        assert_eq!(files.next_us(false, 5), None);
     }
 }
