@@ -164,7 +164,7 @@ testShell("traps: of signals they last, of EXIT they run at the end, of ERR and 
 });
 
 testShell("a signal ends the shell with 128 + N and the state is new; an interrupt keeps it", async (session) => {
-  for (const [signal, exitCode] of [["TERM", 143], ["KILL", 137], ["HUP", 129], ["USR2", 140]] as const) {
+  for (const [signal, exitCode] of [["TERM", 143], ["KILL", 137], ["HUP", 129], ["USR2", 140], ["SEGV", 139], ["ABRT", 134]] as const) {
     await shown(session, "kept=1");
     const result = await session.exec(`echo before; kill -${signal} $$; sleep 1; echo after`);
     assert.deepEqual([result.exitCode, result.stdout], [exitCode, "before\n"], signal);

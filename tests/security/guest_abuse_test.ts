@@ -110,6 +110,14 @@ test("more than 1024 processes are refused, fewer are not", async () => {
 test("filling memory ends the program, not the machine", async () => {
   const result = await python("x = []\nwhile True: x.append(bytearray(b'x' * 2**20))", { timeoutSeconds: 120 });
   assert.ok(result.exitCode === 137 || /MemoryError/.test(result.stderr), `${result.exitCode} ${result.stderr}`);
+  const fill = "const kept = []; while (true) kept.push(new Uint8Array(2 ** 20).fill(kept.length + 1))";
+  assert.equal((await run("javascript", fill, { timeoutSeconds: 120 })).exitCode, 137);
+});
+
+test("a flood on standard error ends at its own limit, with what fitted of both", async () => {
+  const error = await raw("echo out; head -c 1G /dev/zero | tr '\\0' e >&2", { timeoutSeconds: 60 }).catch((caught) => caught);
+  assert.ok(error instanceof OutputLimitError, String(error));
+  assert.deepEqual([error.result.stdout, error.result.stderr], ["out\n", "e".repeat(100_000)]);
 });
 
 test("filling the disks ends with 'no space', and their sizes are as promised", async () => {
@@ -161,6 +169,40 @@ test("each way out has its exit code", async () => {
     const { exitCode } = await python(code, { timeoutSeconds: 60 });
     assert.equal(exitCode, expected, code);
   }
+});
+
+test("each way out of JavaScript and of the shell has its exit code", async () => {
+  const exits: Array<[Language, string, number]> = [
+    ["javascript", "process.exit()", 0],
+    ["javascript", "process.exit(300)", 44],
+    ["javascript", "process.exitCode = 5", 5],
+    ["javascript", "throw 1", 1],
+    ["javascript", "Promise.reject(new Error('late'))", 1],
+    ["javascript", "process.abort()", 134],
+    ["javascript", "process.kill(process.pid); await new Promise(() => {})", 143],
+    ["javascript", "queueMicrotask(() => process.exit(4))", 4],
+    ["javascript", "setTimeout(() => process.exit(9), 50)", 9],
+    ["javascript", "function f() { f() }\nf()", 1],
+    ["raw", "exit 300", 44],
+    ["raw", "false", 1],
+    ["raw", "set -e; false; echo no", 1],
+    ["raw", "exec sh -c 'exit 6'", 6],
+    ["raw", "trap 'exit 8' EXIT", 8],
+    ["raw", ": ${nothing:?is unset}", 127],
+    ["raw", "no_such_command", 127],
+    ["raw", "/etc/passwd", 126],
+  ];
+  for (const [language, code, expected] of exits) {
+    const { exitCode } = await run(language, code, { timeoutSeconds: 60 });
+    assert.equal(exitCode, expected, code);
+  }
+});
+
+test("a shell that a signal ends has 128 plus the signal, whichever it is", async () => {
+  // All whose default is the end, as signal(7) has them, but for SIGINT and SIGQUIT, which a shell treats in its own way.
+  const fatal = [1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 24, 25, 26, 27, 29, 30, 31, 34, 64];
+  const codes = await Promise.all(fatal.map(async (signal) => (await raw(`kill -${signal} $$; sleep 9`)).exitCode));
+  assert.deepEqual(codes, fatal.map((signal) => 128 + signal));
 });
 
 test("bytes that are no UTF-8 become U+FFFD, and characters cut by writes stay whole", async () => {
