@@ -5,8 +5,8 @@ import path from "node:path";
 import { temporaryName } from "./files.ts";
 import { asFileError, localError } from "./local_file.ts";
 
-/** A file of at most so many bytes is kept in memory and written at once: a third of the system calls. */
-const BUFFERED_MAX_BYTES = 131_072;
+/** Bytes gather to so many before they are written: each write is a way to another thread and back. */
+const BUFFER_BYTES = 262_144;
 const FILE_MODE = 0o666;
 const EXECUTABLE_MODE = 0o777;
 
@@ -161,7 +161,8 @@ class FileSink implements UnderlyingSink<Uint8Array> {
   readonly #shown: string;
   readonly #mode: number;
   readonly #onEnd: () => void;
-  #parts: Uint8Array[] = [];
+  /** As large as what came at once, then `BUFFER_BYTES`: most files are small. */
+  #buffer = new Uint8Array(0);
   #bufferedBytes = 0;
   #handle: fs.FileHandle | undefined;
   #last: Promise<void> = Promise.resolve();
@@ -176,9 +177,13 @@ class FileSink implements UnderlyingSink<Uint8Array> {
 
   async write(bytes: Uint8Array): Promise<void> {
     if (this.#isEnded) throw new Error("Cannot write: the download is over"); // Whoever still writes has been aborted.
-    this.#parts.push(bytes);
-    this.#bufferedBytes += bytes.length;
-    if (this.#bufferedBytes > BUFFERED_MAX_BYTES) await this.#flush();
+    for (let rest = bytes; rest.length > 0;) {
+      if (this.#bufferedBytes === this.#buffer.length) await this.#makeRoom(rest.length);
+      const part = rest.subarray(0, this.#buffer.length - this.#bufferedBytes);
+      this.#buffer.set(part, this.#bufferedBytes);
+      this.#bufferedBytes += part.length;
+      rest = rest.subarray(part.length);
+    }
   }
 
   async close(): Promise<void> {
@@ -203,7 +208,7 @@ class FileSink implements UnderlyingSink<Uint8Array> {
   }
 
   async #flush(): Promise<void> {
-    this.#last = this.#writeParts();
+    this.#last = this.#writeBuffer();
     try {
       await this.#last;
     } catch (cause) {
@@ -211,14 +216,20 @@ class FileSink implements UnderlyingSink<Uint8Array> {
     }
   }
 
-  async #writeParts(): Promise<void> {
+  async #makeRoom(wantedBytes: number): Promise<void> {
+    if (this.#buffer.length === BUFFER_BYTES) return await this.#flush();
+    const isFirst = this.#buffer.length === 0;
+    const larger = new Uint8Array(isFirst ? Math.min(wantedBytes, BUFFER_BYTES) : BUFFER_BYTES);
+    larger.set(this.#buffer);
+    this.#buffer = larger;
+  }
+
+  async #writeBuffer(): Promise<void> {
     // "wx": on a file system that knows no upper and lower case two names of the guest may be one here.
     this.#handle ??= await fs.open(this.#file, "wx", this.#mode);
-    const parts = this.#parts;
-    this.#parts = [];
-    this.#bufferedBytes = 0;
-    for (const part of parts) {
-      for (let rest = part; rest.length > 0;) rest = rest.subarray((await this.#handle.write(rest, 0, rest.length)).bytesWritten);
+    for (let at = 0; at < this.#bufferedBytes;) {
+      at += (await this.#handle.write(this.#buffer, at, this.#bufferedBytes - at)).bytesWritten;
     }
+    this.#bufferedBytes = 0;
   }
 }

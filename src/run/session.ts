@@ -274,8 +274,11 @@ export class Session implements AsyncDisposable, FileAccess {
     const { vm, start, log } = this.#parts;
     return await this.#inTurn(checked.signal, async () => {
       this.#execCount += 1;
-      const startedAt = performance.now(), before = vm.usage();
-      const execution = await execute(vm.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events }, log);
+      const startedAt = performance.now();
+      const running = execute(vm.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events }, log);
+      running.catch(() => {}); // It is awaited below.
+      await null; // What was sent has left now: the guest need not wait while we read what its machine has cost so far.
+      const before = vm.usage(), execution = await running;
       const usage = vm.usage(), finishedAt = performance.now();
       const cpuTimeMs = usage.cpuTimeMs === null || before.cpuTimeMs === null ? null : usage.cpuTimeMs - before.cpuTimeMs;
       const timing = {

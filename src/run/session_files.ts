@@ -9,6 +9,8 @@ import { checkSource, type FileSource, type FileSources, localPath, openSource }
 
 const MODE_MAX = 0o777;
 const EXECUTABLE_MODE = 0o755;
+/** Of one transfer; with sixteen at once and the credit of each, 12 MB. */
+const WRITE_QUEUE_BYTES = 524_288;
 
 /** One entry of a directory in the guest. */
 export interface FileInfo {
@@ -241,17 +243,24 @@ async function readToStream(files: GuestFiles, transfer: Transfer, target: Writa
   }
 }
 
-/** Reads a file and hands each piece on when the one before has been taken; what `write` throws ends the transfer. */
+/**
+ * Reads a file and hands each piece on when the one before has been taken; what `write` throws ends the transfer. Up to `WRITE_QUEUE_BYTES` wait
+ * for it before the guest has to, so that neither waits for the other at every piece.
+ */
 async function readInOrder(files: GuestFiles, transfer: Transfer, write: (bytes: Uint8Array) => Promise<void>): Promise<number> {
-  const failed = new AbortController();
-  let last = Promise.resolve(), byteCount = 0;
+  const { source, signal, onProgress } = transfer, failed = new AbortController();
+  let last = Promise.resolve(), receivedBytes = 0, queuedBytes = 0;
   const onBytes = (bytes: Uint8Array) => {
     const piece = bytes.slice();
-    last = last.then(() => write(piece)).then(() => transfer.onProgress?.(byteCount += piece.length));
+    queuedBytes += piece.length;
+    last = last.then(async () => {
+      await write(piece);
+      queuedBytes -= piece.length;
+      onProgress?.(receivedBytes += piece.length);
+    });
     last.catch((error) => failed.abort(error));
-    return last;
+    return queuedBytes > WRITE_QUEUE_BYTES ? last : undefined;
   };
-  const { source, signal } = transfer;
   const total = await files.read(source, { onBytes, failed: failed.signal, signal });
   await abortable(last, signal);
   return total;

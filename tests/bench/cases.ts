@@ -138,14 +138,15 @@ function environment(): Record<string, string> {
   return Object.fromEntries(Object.entries(process.env).filter((entry): entry is [string, string] => entry[1] !== undefined));
 }
 
-async function clone(bench: Bench, language: Language): Promise<Vm> {
+/** A machine from the template that a scheduler has made. */
+export async function clone(bench: Bench, language: Language, memoryMiB = MEMORY_MIB): Promise<Vm> {
   const { hypervisor, templates } = bench;
-  const identity = templateIdentity(hypervisor, { language, memoryMiB: MEMORY_MIB, warmUp: warmUpText(language) });
+  const identity = templateIdentity(hypervisor, { language, memoryMiB, warmUp: warmUpText(language) });
   const template: Template | undefined = await templates.find(identity);
   if (!template) throw new Error(`no template for ${language}: run the case that makes it first`);
   return await launch(hypervisor, {
     language,
-    memoryMiB: MEMORY_MIB,
+    memoryMiB,
     origin: { kind: "clone", ramFile: template.ramFile, stateFile: template.stateFile },
   });
 }

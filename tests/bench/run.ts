@@ -14,12 +14,14 @@ import {
   version,
 } from "./cases.ts";
 import { type Measurement, median, quantile } from "./measure.ts";
+import { executeBesideEcho, guestMemory, largeTransfers, longSession, outputDelay, smallFiles } from "./session_cases.ts";
 
 const LANGUAGES: readonly Language[] = ["python", "javascript", "raw"];
 
-/** Per name: the most that the median may be, in its unit or as a ratio to the floor or to another case's median. */
+/** Per name: the most, or the least, that the median may be, in its unit or as a ratio to the floor or to another case's median. */
 interface Budget {
   readonly maxRatio?: number;
+  readonly minRatio?: number;
   readonly max?: number;
   readonly ratioTo?: string;
 }
@@ -44,6 +46,9 @@ for (const language of LANGUAGES) {
   add(await coldBoot(bench, language, Math.ceil(repetitions / 4)));
 }
 add(...await version(repetitions), ...await commandLineRun(repetitions));
+add(...await executeBesideEcho(bench, 10 * repetitions), await outputDelay(bench, 3 * repetitions));
+add(...await largeTransfers(bench, Math.ceil(repetitions / 4)), ...await guestMemory(bench, 2));
+add(...await smallFiles(bench, Math.ceil(repetitions / 4)), ...await longSession(bench, 500 * repetitions));
 // A second look at the floor: the machine is shared, and a floor that moved says how far the ratios can be trusted.
 add({ ...await floor(bench, 2 * repetitions), name: "F again, at the end" });
 
@@ -51,10 +56,17 @@ const floorMs = median(found[0]?.samples ?? []);
 const rows = found.map(({ name, unit, samples }) => {
   const middle = median(samples), budget = budgets[name];
   const base = budget?.ratioTo === undefined ? floorMs : median(found.find((other) => other.name === budget.ratioTo)?.samples ?? []);
-  const ratio = unit === "ms" ? middle / base : undefined;
+  const ratio = unit === "ms" || budget?.ratioTo !== undefined ? middle / base : undefined;
   const isOver = (budget?.maxRatio !== undefined && ratio !== undefined && ratio > budget.maxRatio) ||
+    (budget?.minRatio !== undefined && ratio !== undefined && ratio < budget.minRatio) ||
     (budget?.max !== undefined && middle > budget.max);
-  const wanted = budget?.maxRatio !== undefined ? `≤ ${budget.maxRatio} ×` : budget?.max !== undefined ? `≤ ${budget.max} ${unit}` : "";
+  const wanted = budget?.maxRatio !== undefined
+    ? `≤ ${budget.maxRatio} ×`
+    : budget?.minRatio !== undefined
+    ? `≥ ${budget.minRatio} ×`
+    : budget?.max !== undefined
+    ? `≤ ${budget.max} ${unit}`
+    : "";
   return {
     name,
     median: `${middle.toFixed(1)} ${unit}`,
