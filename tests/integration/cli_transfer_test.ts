@@ -62,6 +62,13 @@ testVm("a tree goes in and comes out as it was: 300 files, modes, empty director
   assert.equal(fs.lstatSync(at("back/link")).isDirectory(), true, "a copy, no link");
 });
 
+testVm("timers that outlive the code of a run have written what is downloaded", async (t) => {
+  const directory = temporaryDirectory(t);
+  const code = "setTimeout(() => require('fs').writeFileSync('late', 'late'), 300)";
+  assert.equal((await run(["-l", "js", "--download", `late:${directory}/late`, code])).code, 0);
+  assert.equal(fs.readFileSync(`${directory}/late`, "utf8"), "late");
+});
+
 testVm("a file comes to standard output byte for byte, after the program's own", async (t) => {
   const directory = temporaryDirectory(t), content = Buffer.alloc(1_000_000, "content\n");
   fs.writeFileSync(`${directory}/f`, content);
