@@ -27,7 +27,7 @@ from io import BufferedReader, BufferedWriter, BytesIO, FileIO, TextIOWrapper
 from linecache import cache as line_cache
 from os import environ
 from posix import O_CLOEXEC, _exit, close, dup2, getpid, open as open_file, readinto, register_at_fork, write
-from sys import getprofile, gettrace, modules, setprofile, settrace
+from sys import excepthook as default_hook, getprofile, gettrace, modules, setprofile, settrace
 
 # Functions defined below look names up in this copy, so user code may delete or replace any builtin; and names imported above
 # stay what they are, whatever it does to the modules they come from.
@@ -51,12 +51,6 @@ ALLOW_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 IS_COROUTINE = 0x80  # inspect.CO_COROUTINE
 FUNCTION = type(lambda: None)
 OUR_DIRECTORY = (lambda: None).__code__.co_filename.rpartition("/")[0] + "/"
-# Modules that are adapted when they are imported, and the part that does it.
-ADAPTED = {
-    "multiprocessing.context": "multiprocessing",
-    "matplotlib.pyplot": "display",
-    "IPython.core.display_functions": "display",
-}
 parts = {}
 
 
@@ -74,19 +68,6 @@ def part(name):
     if names is None:
         names = parts[name] = load(name, globals().copy())
     return names
-
-
-def library(name):
-    """A module of the standard library, even where the user has a file of that name."""
-    module = modules.get(name)
-    if module is None:
-        path = sys.path
-        sys.path = list(LIBRARY_PATH)
-        try:
-            module = __import__(name)
-        finally:
-            sys.path = path
-    return module
 
 
 class Stdin(FileIO):
@@ -182,6 +163,16 @@ def display(*objects, **options):
     part("display")["display"](objects, options)
 
 
+class Interrupts:
+    """The handler of SIGINT: what it calls is exchanged by storing an attribute, at which moment nothing can come between.
+
+    It adds no frame to tracebacks, and is not default_int_handler itself, which asyncio.run() would replace by a handler that
+    cannot stop a busy loop.
+    """
+
+    __slots__ = ("__call__",)
+
+
 class Repl:
     def __init__(self):
         self.pid = getpid()
@@ -193,8 +184,11 @@ class Repl:
         self.header = self.view[:HEADER_BYTES].cast("I")
         self.reply = bytearray(16)
         self.reply_words = memoryview(self.reply).cast("I")
-        # Not default_int_handler itself: asyncio.run() would replace that one by a handler that cannot stop a busy loop.
-        self.on_interrupt = partial(default_int_handler)
+        # SIGINT raises only while code runs; at any other time it is noted, so that it cannot end this process.
+        self.noted = {}
+        self.note = self.noted.setdefault
+        self.on_interrupt = Interrupts()
+        self.on_interrupt.__call__ = self.note
         signal(SIGINT, self.on_interrupt)
         # A fork that lives on must not hold the agent's socket, nor read from it.
         register_at_fork(after_in_child=partial(close, CONTROL))
@@ -218,6 +212,8 @@ class Repl:
                 body = view
             else:
                 body = self.receive_rest(size, end)
+            if self.noted:
+                self.noted.clear()  # It was meant for what ran before.
             source = str(body[code_at:end], "utf-8")
             block = bytes(body[env_at:code_at]) if env_bytes else None
             seed = bytes(body[HEADER_BYTES:env_at]) if seed_bytes else None
@@ -241,11 +237,16 @@ class Repl:
             if seed:
                 reseed(seed)
                 self.namespace.begin_clone()
+            self.on_interrupt.__call__ = default_int_handler
             if flags & COMPLETE:
-                return 0, part("complete")["complete"](self.namespace.names, source)
-            return 0, part("blocks")["is_complete"](source)
+                answer = part("complete")["complete"](self.namespace.names, source)
+            else:
+                answer = part("blocks")["is_complete"](source)
+            self.on_interrupt.__call__ = self.note
         except BaseException as error:
+            self.on_interrupt.__call__ = self.note
             return 130 if isinstance(error, KeyboardInterrupt) else 1, None
+        return 0, answer
 
     def execute(self, flags, seed, block, source):
         """Runs one request; returns its exit code and the value's text or None."""
@@ -258,23 +259,33 @@ class Repl:
                 self.namespace.begin_clone()
             if flags & STDIN:
                 self.open_stdin()
+            self.on_interrupt.__call__ = default_int_handler
+            if self.noted:
+                raise KeyboardInterrupt
             value = self.namespace.evaluate(source)
             if value is not None:
                 value = self.show(value)
+            self.on_interrupt.__call__ = self.note
         except BaseException as caught:
+            self.on_interrupt.__call__ = self.note
             error = caught
-        if "matplotlib.pyplot" in modules or (flags & FINAL and self.has_loose_ends()):
+        # After a final execution: whether its end has anything to wait for or to run.
+        if "matplotlib.pyplot" in modules or (
+            flags & FINAL and (thread_count() or exit_function_count() or self.namespace.loop is not None)
+        ):
             try:
+                self.on_interrupt.__call__ = default_int_handler
                 error, code = part("ending")["wind_up"](flags, error)
+                self.on_interrupt.__call__ = self.note
             except BaseException as caught:
+                self.on_interrupt.__call__ = self.note
                 error = caught
         for _ in range(ATTEMPTS_LIMIT):
             try:
                 return self.finish(environment, error, value, code)
             except BaseException:
-                # An interrupt or a signal handler of the user's, too late for the code. If it came amid the report, the
-                # report is printed again.
-                continue
+                # An interrupt amid the report, which is printed again, or a signal handler of the user's.
+                self.on_interrupt.__call__ = self.note
         _exit(71)
 
     def open_stdin(self):
@@ -289,12 +300,6 @@ class Repl:
             part("display")["display"]((value,), {})
         return describe(value)
 
-    def has_loose_ends(self):
-        """Whether the end of the program has anything to wait for or to run."""
-        if thread_count() or exit_function_count() or self.namespace.loop is not None:
-            return True
-        return bool(getattr(modules.get("threading"), "_threading_atexits", None))
-
     def finish(self, environment, error, value, code):
         if gettrace() is not None:
             settrace(None)
@@ -304,7 +309,9 @@ class Repl:
             signal(SIGINT, self.on_interrupt)
         self.streams.flush()
         if error is not None:
+            self.on_interrupt.__call__ = default_int_handler
             code = report(error)
+            self.on_interrupt.__call__ = self.note
             self.streams.flush()
         if getpid() != self.pid:
             _exit(code)  # A fork that came back from the user's code.
@@ -371,28 +378,6 @@ class Repl:
             pass  # Already reported by atexit.
         self.streams.flush()
         _exit(0)
-
-
-class ImportHook:
-    """Waits in sys.meta_path for modules that need adapting."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name == "matplotlib":
-            # The backend that needs no screen; looking for another one takes longer than all the rest of the import.
-            environ.setdefault("MPLBACKEND", "agg")
-        if name not in ADAPTED:
-            return None
-        spec = modules["_frozen_importlib_external"].PathFinder.find_spec(name, path)
-        if spec is None or spec.loader is None:
-            return spec
-        load = spec.loader.exec_module
-
-        def load_and_adapt(module):
-            load(module)
-            part(ADAPTED[name])["adapt"](module)
-
-        spec.loader.exec_module = load_and_adapt
-        return spec
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ def wind_up(flags, error):
             part("display")["show_figures"]()
         except BaseException as late:
             error = error or late
-    if flags & FINAL and repl.has_loose_ends():
+    if flags & FINAL:
         return None, end_program(error)
     return error, 0
 
@@ -17,7 +17,7 @@ def wind_up(flags, error):
 def end_program(error):
     """What the interpreter does at its end, in its order: the loop, the report, the threads, the functions of atexit."""
     interrupts = []
-    others = sys.unraisablehook
+    others = getattr(sys, "unraisablehook", sys.__unraisablehook__)
 
     def note(unraisable):
         # The interpreter reports and passes over what interrupts a thread's end or a function of atexit: nobody else would know.

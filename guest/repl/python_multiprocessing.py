@@ -55,9 +55,13 @@ def adapt(context):
         nonlocal spawned
         spawned = spawned or context.get_spawning_popen() is not None
         scratch = BytesIO()
+        is_plain = False
         try:
             ByReference(scratch, protocol).dump(data)
+            is_plain = True
         except Exception:
+            pass  # Whatever is wrong with it is said by the second attempt, which has nothing to do with this one.
+        if not is_plain:
             scratch = BytesIO()
             pickle_by_value(data, scratch, protocol, plain._extra_reducers, override)
         file.write(scratch.getbuffer())

@@ -1,5 +1,5 @@
-# What an execution is made of: the user's namespace, errors, values, environment, seeds. Loaded at the start into the names of
-# python.py.
+# What an execution is made of: the user's namespace, errors, values, environment, seeds, adapted imports. Loaded at the start into
+# the names of python.py.
 SOURCES_LIMIT = 500
 SOURCES_LIMIT_CHARS = 2 << 20
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
@@ -9,6 +9,12 @@ PLAIN_TYPES = frozenset((bool, bytes, complex, dict, float, int, list, set, str,
 RICH_METHODS = frozenset(
     f"_repr_{kind}_" for kind in ("mimebundle", "html", "markdown", "latex", "svg", "png", "jpeg", "json", "javascript", "pdf")
 )
+# Modules that are adapted when they are imported, and the part that does it.
+ADAPTED = {
+    "multiprocessing.context": "multiprocessing",
+    "matplotlib.pyplot": "display",
+    "IPython.core.display_functions": "display",
+}
 
 
 class Namespace:
@@ -134,14 +140,14 @@ def report(error):
         lines = line_cache.get(error.filename, (0, None, ()))[2]
         if 0 < (error.lineno or 0) <= len(lines):
             error.text = lines[error.lineno - 1]  # The compiler itself looks for the line in a file of that name.
-    hook = sys.excepthook
+    hook = getattr(sys, "excepthook", default_hook)
     trace = error.__traceback__
     try:
         hook(type(error), error, trace)
     except BaseException as second:
         second.__traceback__ = second.__traceback__.tb_next
-        sys.__excepthook__(type(second), second, second.__traceback__)
-        sys.__excepthook__(type(error), error, trace)
+        default_hook(type(second), second, second.__traceback__)
+        default_hook(type(error), error, trace)
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
@@ -224,3 +230,38 @@ def reseed(seed):
                 step(module)
             except Exception:
                 pass  # A module of the user's by that name, or one half imported: nothing of it to reseed.
+
+
+def library(name):
+    """A module of the standard library, even where the user has a file of that name."""
+    module = modules.get(name)
+    if module is None:
+        path = sys.path
+        sys.path = list(LIBRARY_PATH)
+        try:
+            module = __import__(name)
+        finally:
+            sys.path = path
+    return module
+
+
+class ImportHook:
+    """Waits in sys.meta_path for modules that need adapting."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "matplotlib":
+            # The backend that needs no screen; looking for another one takes longer than all the rest of the import.
+            environ.setdefault("MPLBACKEND", "agg")
+        if name not in ADAPTED:
+            return None
+        spec = modules["_frozen_importlib_external"].PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_adapt(module):
+            load(module)
+            part(ADAPTED[name])["adapt"](module)
+
+        spec.loader.exec_module = load_and_adapt
+        return spec

@@ -116,6 +116,18 @@ testPython("user names like ours, deleted builtins and patched modules are harml
   assert.equal(await repl.value("(sys.gettrace(), code)"), "(None, 1)");
 });
 
+testPython("an error is reported and the state kept whatever became of the hooks", async (repl) => {
+  for (const damage of ["del sys.excepthook", "sys.excepthook = None", "del sys.__excepthook__", "sys.excepthook = lambda *a: 1 / 0"]) {
+    const { exitCode, stderr } = await repl.exec(`import sys\n${damage}\n{}['key']`);
+    assert.equal(exitCode, 1, damage);
+    assert.match(stderr, /KeyError: 'key'\n$/, damage);
+  }
+  assert.equal(
+    (await repl.exec("del sys.unraisablehook\nimport atexit\natexit.register(print, 'bye')\n1 / 0", { flags: 1 })).stdout,
+    "bye\n",
+  );
+});
+
 testPython("nothing of ours is in the user's namespace", async (repl) => {
   const names = "['__builtins__', '__doc__', '__loader__', '__name__', '__package__', '__spec__']";
   assert.equal(await repl.value("sorted(globals())"), names);
@@ -192,6 +204,24 @@ testPython("signals while idle, and handlers that raise, do no harm", async (rep
   assert.equal(await repl.value("signal.getsignal(signal.SIGINT) == signal.SIG_IGN"), "False");
 });
 
+testPython("interrupts at any moment end executions only, never the session", async (repl) => {
+  await repl.exec("kept = 1\nimport time");
+  const timer = setInterval(() => repl.interrupt(), 1);
+  try {
+    for (
+      const [code, flags] of [["print(1)", 0], ["1 / 0", 0], ["time.sleep(0.001)", 0], ["display(1)", 0], ["pri", 4], ["if x:", 8]] as const
+    ) {
+      for (let count = 0; count < 150; count++) {
+        const { exitCode } = await repl.exec(code, { flags });
+        assert.ok([0, 1, 130].includes(exitCode), `${code} ${exitCode}`);
+      }
+    }
+  } finally {
+    clearInterval(timer);
+  }
+  assert.equal(await repl.value("kept"), "1");
+});
+
 testPython("a forked child that returns exits and never answers", async (repl) => {
   await expectExec(repl, "import os\npid = os.fork()\nif pid == 0:\n    raise ValueError('child')\nos.waitpid(pid, 0)[1] >> 8", {
     value: "1",
@@ -216,6 +246,9 @@ testPython("workers know the session's functions, lambdas and classes", async (r
   assert.equal(await repl.value("isinstance(pool.map(double, [P(1)])[0], P)"), "True");
   await repl.exec("offset = 10\ndef late(p): return double(p).a + offset");
   assert.equal(await repl.value("pool.map(late, [P(1)]), pool.map(lambda n: n + offset, [1])"), "([12], [11])");
+  const refused = await repl.exec("pool.map(lambda n: n, [open('file', 'w')])");
+  assert.match(refused.stderr, /^Traceback[^]*Cannot pickle files that are not opened for reading/, "one error, with nothing of ours");
+  assert.doesNotMatch(refused.stderr, /During handling|python_\w+\.py/);
   await repl.exec("pool.terminate()\npool.join()");
   await repl.exec("def begin(n):\n    global shared\n    shared = n\ndef use(n): return shared + n");
   assert.equal(
