@@ -94,6 +94,8 @@ pub struct Repl {
     /// `n` or `128+N` of the last process.
     pub status: i32,
     id: u32,
+    /// Of the execution before: bash keeps it nowhere.
+    last_exit_code: i32,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     sent: usize,
@@ -116,6 +118,7 @@ impl Repl {
             pid: Some(pid),
             status: 0,
             id: 0,
+            last_exit_code: 0,
             inbox,
             outbox,
             sent: 0,
@@ -130,6 +133,7 @@ impl Repl {
         self.wires = wires;
         self.pid = Some(pid);
         self.state = State::Starting { deadline_us: now_us + REPL_START_MS * 1_000 };
+        self.last_exit_code = 0;
         self.inbox.clear();
         self.outbox = Vec::new();
         self.sent = 0;
@@ -145,7 +149,7 @@ impl Repl {
         if self.program.is_shell {
             // It replies without an id, for which it would need a variable.
             self.id = 0;
-            let line = shell::request(DIRECTORY, seed, body)?;
+            let line = shell::request(DIRECTORY, self.last_exit_code, seed, body)?;
             self.outbox.extend_from_slice(&line);
             return self.send();
         }
@@ -201,6 +205,12 @@ impl Repl {
     }
 
     fn next_message(&mut self) -> Option<Reply> {
+        if let Some(exit_code) = shell::exit_code(&self.inbox).filter(|_| self.program.is_shell) {
+            self.last_exit_code = exit_code;
+            self.inbox.clear();
+            self.state = State::Ready;
+            return Some(Reply::Done { exit_code, value: None });
+        }
         let message = match parse_message(&self.inbox, self.id)? {
             Ok(message) => message,
             Err(what) => return Some(Reply::Violation(what)),

@@ -11,7 +11,7 @@ use crate::exec::{flags, Body};
 use crate::limits;
 
 /// What bash sources when it is needed, each a file in DIRECTORY: without functions, nothing of ours has a name while the user's code runs.
-const SCRIPTS: [(&str, &str); 11] = [
+const SCRIPTS: [(&str, &str); 12] = [
     ("start.sh", include_str!("../repl/shell/start.sh")),
     ("resume.sh", include_str!("../repl/shell/resume.sh")),
     ("traps.sh", include_str!("../repl/shell/traps.sh")),
@@ -22,11 +22,12 @@ const SCRIPTS: [(&str, &str); 11] = [
     ("assist.sh", include_str!("../repl/shell/assist.sh")),
     ("complete.sh", include_str!("../repl/shell/complete.sh")),
     ("is_complete.sh", include_str!("../repl/shell/is_complete.sh")),
+    ("status.sh", include_str!("../repl/shell/status.sh")),
     ("answer.sh", include_str!("../repl/shell/answer.sh")),
 ];
 
-/// 5 for what is special about the request, 10 of the seed, newline: `read -N` takes exactly this many characters, with one system call.
-pub const LINE_BYTES: usize = 16;
+/// `read -N` takes exactly this many characters, with one system call.
+pub const LINE_BYTES: usize = 19;
 
 /// What bash is started with: `loop.sh` explains it.
 pub fn main_loop() -> String {
@@ -81,17 +82,22 @@ pub fn make_state_directory(directory: &str) -> Result<(), Errno> {
     fs::chown(path.as_str(), Some(rustix::fs::Uid::from_raw(USER_ID)), Some(rustix::fs::Gid::from_raw(GROUP_ID)))
 }
 
-/// Writes code and environment to their files and returns the request line.
-pub fn request(directory: &str, seed: Option<&[u8; 32]>, body: &Body) -> Result<[u8; LINE_BYTES], Errno> {
-    let is_script = body.code().starts_with(b"#!");
-    // A background job may still read the file of an earlier script: it keeps the old one.
-    put_file(&format!("{directory}/code"), body.code(), if is_script { 0o555 } else { 0o444 })?;
+/// Writes code and environment to their files and returns the request line. `before` is the exit code of the execution before.
+pub fn request(directory: &str, before: i32, seed: Option<&[u8; 32]>, body: &Body) -> Result<[u8; LINE_BYTES], Errno> {
+    let code = format!("{directory}/code");
+    if body.code().starts_with(b"#!") {
+        let script = format!("{directory}/script");
+        // A background job may still read an earlier script: it keeps the old file.
+        put_file(&script, body.code(), 0o555)?;
+        put_file(&code, script.as_bytes(), 0o444)?;
+    } else {
+        put_file(&code, body.code(), 0o444)?;
+    }
     if !body.env().is_empty() {
         let entries = limits::parse_env(body.env()).map_err(|_| Errno::INVAL)?;
         put_file(&format!("{directory}/env"), assignments(&entries).as_bytes(), 0o444)?;
     }
     let kinds = [
-        if is_script { 's' } else { '-' },
         if body.env().is_empty() { '-' } else { 'e' },
         if may_trap(body.code()) { 't' } else { '-' },
         if body.has_stdin() { 'i' } else { '-' },
@@ -101,7 +107,13 @@ pub fn request(directory: &str, seed: Option<&[u8; 32]>, body: &Body) -> Result<
             _ => '-',
         },
     ];
-    Ok(line(kinds, seed))
+    Ok(line(kinds, before, seed))
+}
+
+/// What bash says when an execution is over: its exit code in decimal, and a newline. None: not yet, or something else.
+pub fn exit_code(bytes: &[u8]) -> Option<i32> {
+    let digits = bytes.strip_suffix(b"\n").filter(|digits| (1..=3).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// Whether code may set a trap: it names one, or reads a file that may.
@@ -128,13 +140,18 @@ fn assignments(entries: &[(&str, &str)]) -> String {
     format!("__sbx_names=({})\n__sbx_values=({})\n", names.join(" "), values.join(" "))
 }
 
-/// `s` a script, `e` with environment, `t` may set a trap, `i` with stdin, `c` complete or `q` is it complete, each `-` if not;
-/// the seed in decimal, blanks.
-fn line(kinds: [char; 5], seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
-    let seed = seed.map_or(String::new(), |seed| u32::from_le_bytes([seed[0], seed[1], seed[2], seed[3]]).to_string());
-    let text = format!("{}{seed:<10}\n", String::from_iter(kinds));
+/// `-` or the seed in decimal; or `x`, what is special (`e` with environment, `t` may set a trap, `i` with stdin, `c` complete or `q` is it
+/// complete, each `-` if not), the exit code before, the seed. Blanks, newline.
+fn line(kinds: [char; 4], before: i32, seed: Option<&[u8; 32]>) -> [u8; LINE_BYTES] {
+    let seed = seed.map(|seed| u32::from_le_bytes([seed[0], seed[1], seed[2], seed[3]]).to_string());
+    let text = if kinds == ['-'; 4] && before == 0 {
+        seed.unwrap_or("-".to_owned())
+    } else {
+        format!("x{}{:03}{}", String::from_iter(kinds), before.clamp(0, 255), seed.unwrap_or_default())
+    };
     let mut line = [b' '; LINE_BYTES];
-    line.copy_from_slice(text.as_bytes());
+    line[..text.len()].copy_from_slice(text.as_bytes());
+    line[LINE_BYTES - 1] = b'\n';
     line
 }
 
@@ -143,9 +160,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_has_its_length_for_every_seed() {
-        assert_eq!(&line(['-'; 5], None), b"-----          \n");
-        assert_eq!(&line(['s', 'e', 't', 'i', 'c'], Some(&[0xff; 32])), b"setic4294967295\n");
+    fn the_line_is_plain_where_nothing_is_special() {
+        let plain = ['-'; 4];
+        assert_eq!(&line(plain, 0, None), b"-                 \n");
+        assert_eq!(&line(plain, 0, Some(&[0xff; 32])), b"4294967295        \n");
+        assert_eq!(&line(plain, 7, None), b"x----007          \n");
+        assert_eq!(&line(['e', 't', 'i', 'c'], 255, Some(&[0xff; 32])), b"xetic2554294967295\n");
+    }
+
+    #[test]
+    fn an_exit_code_is_a_number_and_a_newline() {
+        assert_eq!([exit_code(b"0\n"), exit_code(b"255\n")], [Some(0), Some(255)]);
+        for bad in [&b""[..], b"\n", b"1", b"1234\n", b"-1\n", b"1\n1\n", b"1 \n", b"x\n"] {
+            assert_eq!(exit_code(bad), None, "{bad:?}");
+        }
     }
 
     #[test]
@@ -165,7 +193,7 @@ mod tests {
             assert!(!text.contains("@LOOP@") && text.len() > 20, "{name}");
         }
         let exit: String = scripts.iter().filter(|(name, _)| *name == "exit.sh").map(|(_, text)| text.as_str()).collect();
-        assert!(exit.contains("-c '. /run/sbx/resume.sh; while {") && exit.contains(r"mapfile -d '\'''\'' -t"), "{exit}");
+        assert!(exit.contains("-c '. /run/sbx/resume.sh; while {") && exit.contains(r"in '\'''\'') until"), "{exit}");
         let main = main_loop();
         assert!(main.starts_with(". /run/sbx/start.sh; while {") && !main.contains('\n'), "{main}");
     }

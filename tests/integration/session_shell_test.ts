@@ -222,7 +222,7 @@ testShell("variables of an execution are those of it alone", async (session) => 
 
 testShell("a script runs under its interpreter and leaves the shell alone", async (session) => {
   assert.equal(await shown(session, "x=1; f() { :; }"), "");
-  assert.equal(await shown(session, "#!/bin/sh\nx=2; cd /; echo ${0##*/} $x; exit 3", { exitCode: 3 }), "code 2\n");
+  assert.equal(await shown(session, "#!/bin/sh\nx=2; cd /; echo ${0##*/} $x; exit 3", { exitCode: 3 }), "script 2\n");
   assert.equal(await shown(session, "echo $? $x $PWD"), "3 1 /home/user\n");
   assert.equal(await shown(session, "#!/usr/bin/awk -f\nBEGIN { print 6 * 7 }"), "42\n");
   assert.match((await session.exec("#!/no/such/interpreter\n")).stderr, /bad interpreter|No such file/);

@@ -2,7 +2,7 @@
 
 builtin set +eux
 builtin shopt -u expand_aliases
-case ${__sbx_line:4:1} in
+case ${__sbx_idle:4:1} in
   c) . /run/sbx/complete.sh ;;
   q) . /run/sbx/is_complete.sh ;;
 esac

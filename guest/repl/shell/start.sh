@@ -3,4 +3,5 @@
 . /run/sbx/traps.sh
 >|/run/sbx/state/after
 builtin printf R >|/run/sbx/reply
-__sbx_idle=1 __sbx_status=0
+builtin shopt -s mailwarn
+__sbx_first=0
