@@ -49,14 +49,17 @@ function execute(id, flags, block, source) {
   // Names come round again: Bun never forgets a module's name and source map, it only replaces them.
   const number = (count - 1) % SOURCES_LIMIT + 1;
   const path = `${directory}/<input ${number}>`;
-  const execution = { id, flags, number, path, before, unit: null, promise: null, published: [], code: null, value: null, hasRejected: false };
+  const execution = { id, flags, number, path, before, unit: null, promise: null, published: [], code: null, value: null, isOver: false, hasRejected: false };
   running = execution;
   shownBytes = 0;
   if (flags & STDIN) {
     openStdin(`${OUR_DIRECTORY}/stdin`);
     send(id, KIND_STDIN, 0, new Bytes(0));
   }
-  if (flags & FINAL) beginFinal();
+  if (flags & FINAL) {
+    if (mayOutlive(source)) beginFinal();
+    else execution.flags ^= FINAL;
+  }
   remember(number, { source, shifts: [] });
   try {
     execution.unit = instrument(source, path);
@@ -99,6 +102,7 @@ host.setUncaughtExceptionCaptureCallback(onUncaught);
 host.exit = function exit(code) {
   if (!inside) {
     isExiting = true;
+    if (isEnding) conclude(running, code ?? host.exitCode ?? 0); // From an exit listener.
     return exitProcess(code);
   }
   if (exitRequested === null) {
@@ -139,6 +143,11 @@ const WARM_UP_SOURCE = "const warm = (value) => value;\nawait warm(1);\nwarm(2)\
 function endWarmUp(execution) {
   describeError(new TypeError("warm", { cause: new TypeError("warm") }));
   describe({ warm: [1, "warm"] });
+  exec(OUTLIVES, WARM_UP_SOURCE);
+  // What a final execution does with the control socket's reader.
+  const warm = new ReadableStream().getReader();
+  then(warm.read(), undefined, () => {});
+  warm.releaseLock();
   delete requireCache[execution.path];
   delete globalThis.warm;
   delete sources[1];
