@@ -43,7 +43,7 @@ complete -c sbx -n '__sbx_is run' -s V -l version -d 'show the version'
 complete -c sbx -n '__sbx_is run' -F
 complete -c sbx -n __sbx_is_first -a session -d 'type code at a prompt, on one VM that is kept; or run standard input block by block'
 complete -c sbx -n '__sbx_is session' -s l -l language -x -a 'python javascript raw py js ts sh bash' -d 'python, javascript or raw (also py, js, ts, sh, bash); default python'
-complete -c sbx -n '__sbx_is session' -s t -l timeout -x -d 'seconds the code may run, 1-300; default 30'
+complete -c sbx -n '__sbx_is session' -s t -l timeout -x -d 'seconds each block may run, 1-300; default 30, at a prompt 300'
 complete -c sbx -n '__sbx_is session' -s m -l memory -x -d 'memory of the VM in MB (2^20 bytes), at least 128; default 256'
 complete -c sbx -n '__sbx_is session' -s e -l env -x -d 'environment variable for the code, repeatable'
 complete -c sbx -n '__sbx_is session' -l upload -r -F -d 'file or directory to put below /home/user before the code starts, repeatable'

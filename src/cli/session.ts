@@ -1,5 +1,6 @@
 /** `sbx session`: a prompt on one VM that is kept, a shell in it, or a program from standard input run block by block. */
 import path from "node:path";
+import { TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { cacheDirectory } from "../host/platform.ts";
 import type { Language } from "../run/request.ts";
 import type { Command, Input } from "./command.ts";
@@ -21,6 +22,11 @@ import { parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
 /** A user who sets it wants unused sessions to close. */
 const IDLE_VARIABLE = "EXEC_SANDBOX_SESSION_IDLE_TIMEOUT_SECONDS";
 
+/** A user who sets it wants that at a prompt too. */
+const TIMEOUT_VARIABLE = "EXEC_SANDBOX_DEFAULT_TIMEOUT_SECONDS";
+const TIMEOUT_HELP =
+  `seconds each block may run, ${TIMEOUT_MIN_SECONDS}-${TIMEOUT_MAX_SECONDS}; default 30, at a prompt ${TIMEOUT_MAX_SECONDS}`;
+
 /** The command. */
 export const session: Command = {
   name: "session",
@@ -33,7 +39,7 @@ export const session: Command = {
       completion: LANGUAGE_CHOICES,
       help: "python, javascript or raw (also py, js, ts, sh, bash); default python",
     },
-    ...VM_OPTIONS,
+    ...VM_OPTIONS.map((option) => option.long === "timeout" ? { ...option, help: TIMEOUT_HELP } : option),
     ...TRANSFER_OPTIONS.filter((option) => option.long === "upload"),
     { long: "shell", help: "open a shell in the VM instead of a prompt" },
     { long: "json", help: "read standard input and print a machine-readable result of each block, one on a line" },
@@ -124,7 +130,9 @@ function directoryOf(context: CliContext, name: string): string {
 }
 
 async function prompt(context: CliContext, options: SessionOptions): Promise<number> {
-  const { stdout, stderr, env, signal } = context, { request: { timeoutSeconds }, isQuiet, isDebug } = options;
+  const { stdout, stderr, env, signal } = context, { isQuiet, isDebug } = options;
+  // Whoever sits there has Ctrl-C, and a time-out would cost all that was typed.
+  const timeoutSeconds = options.request.timeoutSeconds ?? (env[TIMEOUT_VARIABLE] ? undefined : TIMEOUT_MAX_SECONDS);
   const screen: { repl?: Repl } = {};
   await using vm = startVm(context, options, {
     onProgress: ({ task, message = "", isDone }) => screen.repl?.setStatus(isDone || isQuiet ? "" : oneLine(`${task}: ${message}`)),
