@@ -48,14 +48,14 @@ export class Display {
     this.#place = place;
   }
 
-  /** Shows one object; returns the text that was shown of it. Never rejects: what cannot be shown is said. */
+  /** Shows one object; returns the text that stands for it. Never rejects: what cannot be shown is said. */
   async show(data: DisplayData): Promise<string | undefined> {
     const { stdout } = this.#place;
     const image = IMAGE_TYPES.find(([type]) => Object.hasOwn(data, type));
     if (image !== undefined) {
       const [type, extension, isText] = image;
       await this.#showImage(Buffer.from(data[type] ?? "", isText ? "utf8" : "base64"), extension);
-      return undefined;
+      return data["text/plain"];
     }
     stdout.startLine();
     const type = TEXT_TYPES.find((candidate) => Object.hasOwn(data, candidate));

@@ -1,13 +1,12 @@
 /** `sbx session` as people use it: the real program in a real terminal, or with pipes, on real VMs. */
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import fs from "node:fs/promises";
 import path from "node:path";
 import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { cacheDirectory } from "../../src/host/platform.ts";
-import { noLeftovers, processesWith, runs, temporaryDirectory } from "../support/leftovers.ts";
+import { childrenOf, noLeftovers, processesWith, runs, temporaryDirectory } from "../support/leftovers.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
 import { eventually } from "../support/waiting.ts";
 import { commandLine, type Ended, hasProgram, quoted, sbx, Terminal } from "./cli_terminal.ts";
@@ -247,10 +246,50 @@ testTerminal("SIGTERM gives the terminal back; SIGKILL leaves no QEMU", async (t
   }
   await using repl = await prompt({ directory });
   await repl.line("1", /\n1\npy>$/);
-  const children = spawnSync("pgrep", ["-P", String(repl.pid())], { encoding: "utf8" }).stdout.trim().split("\n").map(Number);
-  assert.ok(children.length > 0 && children.every((pid) => pid > 0), "it has children");
+  const children = childrenOf(repl.pid()).flatMap((pid) => [pid, ...childrenOf(pid)]);
+  assert.ok(children.length > 0, "it has children");
   process.kill(repl.pid(), "SIGKILL");
   await eventually("no child is left", () => children.filter(runs).length === 0);
+});
+
+testTerminal("a VM that dies is told, and :reset starts another", async (t) => {
+  await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q"] });
+  await repl.line("x = 1", /x = 1\npy>$/);
+  const kill = () => childrenOf(repl.pid()).forEach((pid) => process.kill(pid, "SIGKILL"));
+  kill();
+  await repl.line("x", /sbx: [^\n]*VM was lost[^]*:reset starts another VM[^]*py>$/);
+  await repl.line(":files", /:files\nsbx: [^\n]*VM was lost[^]*py>$/);
+  await repl.line(":reset", /new VM: Python[^]*py>$/);
+  await repl.line("import time; print('runs', flush=True); time.sleep(1000)", /\nruns$/);
+  kill();
+  await repl.terminal.shows(/runs\nsbx: [^\n]*VM was lost[^]*py>$/, ANSWER_MS);
+  await repl.leave();
+});
+
+testTerminal("Ctrl-Z stops sbx as any program, with the terminal as it was; fg goes on", async (t) => {
+  const directory = temporaryDirectory(t);
+  const pairs = Object.entries(envOf(directory)).map(([name, value]) => quoted(`${name}=${value}`));
+  await using terminal = await Terminal.open("PS1='outer> ' bash --norc --noprofile -i");
+  const line = async (text: string, pattern: RegExp) => {
+    await terminal.type(text);
+    await terminal.press("Enter");
+    await terminal.shows(pattern, ANSWER_MS);
+  };
+  await terminal.shows(/outer>$/, ANSWER_MS);
+  await line(`clear; env ${pairs.join(" ")} ${commandLine(["session", "-q"])}`, /py>$/);
+  await line("x = 41", /x = 41\npy>$/);
+  await terminal.type("x +");
+  await terminal.press("C-z");
+  await terminal.shows(/Stopped[^]*outer>$/, ANSWER_MS);
+  await line('stty -a | grep -o -- "-*icanon"', /^icanon\nouter>$/m);
+  await line("fg", /py> *(x \+)?$/);
+  await terminal.press("C-u");
+  await line("x + 1", /\n42\npy>$/);
+  await terminal.press("C-d");
+  await terminal.shows(/outer>$/, ANSWER_MS);
+  await terminal.type("exit");
+  await terminal.press("Enter");
+  assert.equal(await terminal.exitCode(ANSWER_MS), 0);
 });
 
 testTerminal("a shell has a terminal of its own: colours, keys, job control, size, status", async (t) => {
@@ -264,7 +303,7 @@ testTerminal("a shell has a terminal of its own: colours, keys, job control, siz
   await repl.press("C-c", /\^C\n[^\n]*\$$/);
   await repl.line("sleep 1001", /sleep 1001$/);
   await repl.press("C-z", /Stopped[^\n]*sleep 1001\n[^\n]*\$$/);
-  await repl.line("jobs; kill %1", /\$$/);
+  await repl.line("kill -KILL %1; wait; echo gone", /\ngone\n[^\n]*\$$/);
   await repl.line("exit 5", /the shell ended with 5; back at the prompt\npy>$/);
   await repl.line("1 + 1", /\n2\npy>$/);
   await repl.line(":shell", /\$$/);

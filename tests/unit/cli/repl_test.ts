@@ -296,6 +296,32 @@ test("commands that do not exist, or lack something, are refused with advice", a
   assert.deepEqual(repl.sessions[0]?.executed, []);
 });
 
+test("at a prompt code may run as long as any, unless the user says otherwise", async (t) => {
+  for (
+    const [args, env, seconds] of [
+      [[], {}, 300],
+      [["-t", "5"], {}, 5],
+      [[], { EXEC_SANDBOX_DEFAULT_TIMEOUT_SECONDS: "9" }, undefined],
+    ] as const
+  ) {
+    const repl = open(t, { args, world: { env } });
+    repl.enter("x");
+    await eventually("it ran", () => repl.sessions[0]?.executed.length === 1);
+    assert.equal(repl.sessions[0]?.executed[0]?.options.timeoutSeconds, seconds);
+  }
+});
+
+test("a value that was shown as an image is not printed as text too", async (t) => {
+  const repl = open(t, {
+    async *execute() {
+      yield { type: "display", data: { "image/png": "AA==", "text/plain": "<Figure>" } };
+      yield ended({ value: "<Figure>" });
+    },
+  });
+  repl.enter("figure");
+  await repl.shows(/image: \S+1\.png\npy>$/);
+});
+
 test(":timeout holds for what runs next", async (t) => {
   const repl = open(t);
   repl.enter(":timeout 2.5", "x");

@@ -75,6 +75,9 @@ test("session: a result has the times of its execution, and no boot", async (t) 
     false,
   ]);
   assert.ok(result.timing.setupMs >= 1 && result.timing.totalMs >= result.timing.executeMs);
+  assert.equal(result.stateReset, false);
+  const reset = await openSessionPeer(t, { onFrame: answering({ exitCode: 137, reset: true }) });
+  assert.equal((await reset.session.exec("x")).stateReset, true);
   assert.deepEqual([session.language, session.exposedPorts, session.closed, typeof session.id], ["python", [], false, "string"]);
 });
 
