@@ -12,7 +12,7 @@ const text = new TextEncoder();
 export type Answer = { readonly kind: "result" | "error"; readonly payload: Uint8Array };
 
 /**
- * Called with each DATA payload and its flags. The view is valid during the call only. Where a promise is returned, the bytes count as
+ * Called with each DATA payload and its flags. The view is valid during the call only, unless it has a buffer of its own (`owned`). Where a promise is returned, the bytes count as
  * consumed once it has settled; until then the guest gets no new credit for them.
  */
 export type DataHandler = (flags: number, payload: Uint8Array) => void | Promise<void>;

@@ -66,31 +66,77 @@ export function decodeCredit(payload: Uint8Array): number {
 
 /** Turns chunks of any size into frames. Holds at most one unfinished frame. */
 export class FrameDecoder {
-  #pending: Uint8Array = NOTHING;
+  /** A header that is not all there. */
+  #headPart: Uint8Array = NOTHING;
+  /** A frame whose header came, in a buffer of its own, filled so far. */
+  #unfinished: { readonly head: Head; readonly payload: Uint8Array; filledBytes: number } | undefined;
 
   /** Every frame that is complete now. Throws `WireError` at the first malformed header, before its payload has arrived. */
   push(chunk: Uint8Array): Frame[] {
-    let bytes = this.#pending.length === 0 ? chunk : concat(this.#pending, chunk);
     const frames: Frame[] = [];
+    let bytes = this.#unfinished ? this.#fill(chunk, frames) : chunk;
+    if (this.#headPart.length > 0) {
+      // Some bytes and not the whole chunk: a large payload is copied once, from where it came to where it stays.
+      const missingBytes = HEADER_BYTES - this.#headPart.length;
+      const head = concat(this.#headPart, bytes.subarray(0, missingBytes));
+      this.#headPart = head;
+      if (head.length < HEADER_BYTES) return frames;
+      this.#headPart = NOTHING;
+      bytes = this.#begin(decodeHeader(head), bytes.subarray(missingBytes), frames);
+    }
     while (bytes.length >= HEADER_BYTES) {
-      const { payloadBytes, ...head } = decodeHeader(bytes);
-      const end = HEADER_BYTES + payloadBytes;
-      if (bytes.length < end) break;
-      frames.push({ ...head, payload: bytes.subarray(HEADER_BYTES, end) });
-      bytes = bytes.subarray(end);
+      const head = decodeHeader(bytes), end = HEADER_BYTES + head.payloadBytes;
+      if (bytes.length >= end) {
+        frames.push(frameOf(head, bytes.subarray(HEADER_BYTES, end)));
+        bytes = bytes.subarray(end);
+      } else {
+        bytes = this.#begin(head, bytes.subarray(HEADER_BYTES), frames);
+      }
     }
     // A copy, so that a small rest does not keep a large chunk alive.
-    this.#pending = bytes.length === 0 ? NOTHING : bytes.slice();
+    if (bytes.length > 0) this.#headPart = bytes.slice();
     return frames;
   }
 
   /** Bytes of an unfinished frame: more than 0 at the end of the stream means that it was cut off. */
   get pendingBytes(): number {
-    return this.#pending.length;
+    return this.#unfinished ? HEADER_BYTES + this.#unfinished.filledBytes : this.#headPart.length;
+  }
+
+  #begin(head: Head, bytes: Uint8Array, frames: Frame[]): Uint8Array {
+    this.#unfinished = { head, payload: new Uint8Array(head.payloadBytes), filledBytes: 0 };
+    return this.#fill(bytes, frames);
+  }
+
+  /** Adds to the unfinished frame; returns what is left over. */
+  #fill(bytes: Uint8Array, frames: Frame[]): Uint8Array {
+    if (!this.#unfinished) return bytes;
+    const { head, payload, filledBytes } = this.#unfinished;
+    const part = bytes.subarray(0, payload.length - filledBytes);
+    payload.set(part, filledBytes);
+    this.#unfinished.filledBytes += part.length;
+    if (this.#unfinished.filledBytes === payload.length) {
+      frames.push(frameOf(head, payload));
+      this.#unfinished = undefined;
+    }
+    return bytes.subarray(part.length);
   }
 }
 
-function decodeHeader(bytes: Uint8Array): { stream: number; kind: Kind; flags: number; payloadBytes: number } {
+/** The same bytes in a buffer that is theirs alone: large payloads mostly came in one. */
+export function owned(bytes: Uint8Array): Uint8Array {
+  return bytes.buffer.byteLength === bytes.length ? bytes : bytes.slice();
+}
+
+interface Head extends Omit<Frame, "payload"> {
+  readonly payloadBytes: number;
+}
+
+function frameOf({ stream, kind, flags }: Head, payload: Uint8Array): Frame {
+  return { stream, kind, flags, payload };
+}
+
+function decodeHeader(bytes: Uint8Array): Head {
   const view = viewOf(bytes);
   const payloadBytes = view.getUint32(0, true), stream = view.getUint32(4, true);
   const kind = view.getUint8(8), flags = view.getUint8(9), reserved = view.getUint16(10, true);

@@ -3,6 +3,7 @@ import { abortable, concurrently } from "../base/async.ts";
 import { InputValidationError, SandboxFileError, shown } from "../base/errors.ts";
 import { TRANSFERS_MAX } from "../base/limits.ts";
 import type { EntryType, GuestEntry, GuestFiles } from "../channel/guest_files.ts";
+import { owned } from "../channel/wire.ts";
 import { StagedFile } from "../host/local_file.ts";
 import { checkCallback, checkFields, checkFlag, checkGuestPath, checkInteger, checkSignal } from "./check.ts";
 import { checkSource, type FileSource, type FileSources, localPath, openSource } from "./file_source.ts";
@@ -251,7 +252,7 @@ async function readInOrder(files: GuestFiles, transfer: Transfer, write: (bytes:
   const { source, signal, onProgress } = transfer, failed = new AbortController();
   let last = Promise.resolve(), receivedBytes = 0, queuedBytes = 0;
   const onBytes = (bytes: Uint8Array) => {
-    const piece = bytes.slice();
+    const piece = owned(bytes);
     queuedBytes += piece.length;
     last = last.then(async () => {
       await write(piece);
