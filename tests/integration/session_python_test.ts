@@ -152,7 +152,7 @@ test("python: workers take functions, lambdas and dataclasses of the session; it
 
 test("python: what runs once ends as a program does; what runs in a session does not", async () => {
   const code = "import threading, time, atexit\natexit.register(print, 'bye')\n" +
-    "threading.Thread(target=lambda: (time.sleep(0.5), print('thread'))).start()\nprint('main')";
+    "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\nprint('main')";
   const once = await run(code);
   assert.deepEqual([once.exitCode, once.stdout], [0, "main\nthread\nbye\n"], once.stderr);
   await using session = await open();
@@ -166,7 +166,7 @@ test("python: the end of a program keeps its exit code, cancels its tasks, and c
   const tasks = "import asyncio\nasync def work():\n    try:\n        await asyncio.sleep(60)\n    finally:\n        print('cancelled')\n" +
     "t = asyncio.create_task(work())\nawait asyncio.sleep(0)";
   assert.equal((await run(tasks)).stdout, "cancelled\n");
-  const late = await run("import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\nprint('main')", 2);
+  const late = await run("import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\nprint('main')", 4);
   assert.deepEqual([late.timedOut, late.stdout], [true, "main\n"]);
 });
 

@@ -78,9 +78,9 @@ testPython("what a fork or a thread shows too late is printed", async (repl) => 
   const fork = await repl.exec("import os\nif os.fork() == 0:\n    display(Rich())\n    os._exit(0)\nos.wait()[1]");
   assert.deepEqual([fork.value, fork.displays, fork.stdout], ["0", [], "rich\n"]);
   const code =
-    "import threading, time\ndef late():\n    time.sleep(0.2)\n    display(7)\n    open('shown', 'w').close()\nthreading.Thread(target=late).start()";
+    "import threading, time\ndef late():\n    while not os.path.exists('go'): time.sleep(0.01)\n    display(7)\n    open('shown', 'w').close()\nthreading.Thread(target=late).start()";
   assert.deepEqual((await repl.exec(code)).displays, []);
-  await sleep(300);
+  writeFileSync(path.join(repl.home, "go"), "");
   await eventually("the thread has shown it", async () => (await repl.exec("os.path.exists('shown')")).value === "True");
   const thread = await repl.exec("t = threading.Thread(target=display, args=(8,))\nt.start()\nt.join()");
   assert.deepEqual(thread.displays, [{ "text/plain": "8" }]);
@@ -166,7 +166,7 @@ for (
     [
       "threads are waited for, then atexit functions run, last first",
       "import threading, time, atexit\natexit.register(print, 'first')\natexit.register(print, 'last')\n" +
-      "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\nprint('main')",
+      "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\nprint('main')",
       { exitCode: 0, stdout: "main\nthread\nlast\nfirst\n", stderr: /^$/ },
     ],
     [
@@ -182,7 +182,7 @@ for (
     ],
     [
       "an exception is reported before the threads end",
-      "import threading, time, sys\nthreading.Thread(target=lambda: (time.sleep(0.2), print('late', file=sys.stderr))).start()\n1 / 0",
+      "import threading, time, sys\nthreading.Thread(target=lambda: (threading.main_thread().join(), print('late', file=sys.stderr))).start()\n1 / 0",
       { exitCode: 1, stdout: "", stderr: /^Traceback[^]*ZeroDivisionError: division by zero\nlate\n$/ },
     ],
     [
