@@ -115,7 +115,11 @@ pub struct Home {
 }
 
 impl Home {
+    /// From now on this thread is in no supplementary group, whose rights would outlast its change of identity.
     pub fn open(path: &str, user: User) -> Result<Self, Errno> {
+        if user.ids.is_some() {
+            rustix::thread::set_thread_groups(&[])?;
+        }
         Ok(Home { root: fs::openat(CWD, path, DIRECTORY, Mode::empty())?, user })
     }
 

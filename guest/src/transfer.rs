@@ -163,3 +163,31 @@ fn check_readable(status: &Stat) -> Result<(), Errno> {
 fn too_large(action: &str, bytes: u64) -> Refusal {
     Refusal::new(Code::TooLarge, format!("Cannot {action}: a file must be at most {FILE_BYTES} bytes, got {bytes}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::tests::TestHome;
+
+    #[test]
+    fn a_file_may_have_its_limit_and_not_one_byte_more() {
+        let test = TestHome::new("limit");
+        let home = Home::open(&test.home(), test.user).expect("a home");
+        let path = HomePath::parse("test", "file").expect("a path");
+        let begin = |size| Upload::begin(&home, &path, None, size);
+        assert_eq!(begin(Some(FILE_BYTES + 1)).err().expect("a refusal").code, Code::TooLarge);
+        for size in [None, Some(FILE_BYTES)] {
+            let mut upload = begin(size).expect("begun");
+            // As if the rest had been written.
+            upload.bytes = FILE_BYTES - 1;
+            upload.write(b"x").expect("the last byte");
+            assert_eq!(upload.write(b"x").expect_err("a refusal").code, Code::TooLarge);
+            assert_eq!(upload.publish(), Ok(FILE_BYTES));
+        }
+        let file = std::fs::File::options().write(true).open(format!("{}/file", test.home())).expect("a file");
+        for (size, code) in [(FILE_BYTES, None), (FILE_BYTES + 1, Some(Code::TooLarge))] {
+            file.set_len(size).expect("a sparse file");
+            assert_eq!(Download::begin(&home, &path).err().map(|refusal| refusal.code), code);
+        }
+    }
+}

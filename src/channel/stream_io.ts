@@ -25,14 +25,16 @@ export function environmentBlock(env: Readonly<Record<string, string>>): Uint8Ar
   return encoder.encode(Object.entries(env).map(([name, value]) => `${name}=${value}\0`).join(""));
 }
 
-/** The answer to a message that has nothing else. A guest that never gives it is lost. */
+/** The answer to a message that has nothing else. A guest that never gives it is lost; after an abort it is told to stop, if it still can. */
 export async function callAnswer(mux: Mux, message: Message, signal?: AbortSignal): Promise<Answer> {
   const late = () => new CommunicationError(`Cannot ${message.method} in the guest: no answer after ${CALL_TIMEOUT_MS} ms`);
   using deadline = new Deadline(CALL_TIMEOUT_MS, late);
+  const stream = mux.open(message);
   try {
-    return await abortable(abortable(mux.open(message).answer, deadline.signal), signal);
+    return await abortable(abortable(stream.answer, deadline.signal), signal);
   } catch (error) {
     if (error === deadline.signal.reason) mux.close(deadline.signal.reason);
+    else stream.cancel(0);
     throw error;
   }
 }

@@ -14,7 +14,7 @@ import {
   type SessionRequest,
 } from "../../src/mod.ts";
 import { temporaryDirectory } from "../support/leftovers.ts";
-import { settled } from "../support/waiting.ts";
+import { settled, sleep } from "../support/waiting.ts";
 import { descendants, openTestScheduler, type TestScheduler } from "../support/vm.ts";
 
 const MB = 1_048_576;
@@ -139,7 +139,7 @@ test("a file that grows or shrinks while it is read is refused as changed, and n
   assert.equal(seen.byteCount, 3_000_000);
 });
 
-test("500 MB pass both ways, one byte more is refused both ways; holes are read as zeros and take no memory", async () => {
+test("500 MB pass both ways, one byte more is refused; holes take no memory; 100,000 entries are listed, one more is refused", async () => {
   await using session = await open({ memoryMb: 1300 });
   await python(
     session,
@@ -159,6 +159,11 @@ test("500 MB pass both ways, one byte more is refused both ways; holes are read 
   await assert.rejects(session.writeFile("toomuch", zeros(FILE_MAX_BYTES + 1)), refusedAs("too-large"));
   assert.deepEqual(await Promise.all(["whole", "toomuch"].map((name) => session.exists(name))), [false, false]);
   assert.equal(await temporaries(session), "[]");
+  // Links take no memory but for their names, so this VM is large enough for a directory that is too large.
+  await python(session, "os.mkdir('links')\nfor n in range(100_001): os.link('more', f'links/{n}')");
+  await assert.rejects(session.listFiles("links"), (error) => error instanceof GuestAgentError && /100000 entries/.test(error.message));
+  await session.remove("links/0");
+  assert.equal((await session.listFiles("links")).length, 100_000);
 });
 
 test("a disk that is full half-way is no-space, leaves nothing, and what was there stays", async () => {
@@ -235,7 +240,7 @@ test("a running execution and transfers go on beside each other, and so does the
   assert.equal(await session.exists("tree"), false);
 });
 
-test("a tree that is filled while it is removed ends in an answer, and a listing of too many entries in its limit", async () => {
+test("a tree that is filled while it is removed ends in an answer, and an abort ends a removal", async () => {
   await using session = await open();
   await python(session, "import os; os.makedirs('filled/x')");
   const filling = session.exec(
@@ -250,9 +255,18 @@ test("a tree that is filled while it is removed ends in an answer, and a listing
   await filling;
   await python(
     session,
-    "import shutil; shutil.rmtree('filled', ignore_errors=True); os.mkdir('entries')\nfor n in range(20000): os.link('stop', f'entries/{n}')",
+    "import shutil; shutil.rmtree('filled', ignore_errors=True); os.mkdir('links')\n" +
+      "for n in range(20000): os.link('stop', f'links/{n}')",
   );
-  assert.equal((await session.listFiles("entries")).length, 20_000);
+  const controller = new AbortController(), reason = new Error("enough");
+  const removing = session.remove("links", { recursive: true, signal: controller.signal });
+  await session.ping();
+  controller.abort(reason);
+  await assert.rejects(removing, reason);
+  const left = (await session.listFiles("links")).length;
+  await sleep(300);
+  assert.ok(left > 0, "the removal was ended");
+  assert.equal((await session.listFiles("links")).length, left);
 });
 
 test("a VM that is killed in the middle of a transfer is a typed error, and no partial file is on the host", async (t) => {

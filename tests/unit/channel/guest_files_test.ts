@@ -115,6 +115,17 @@ test("guest files: an abort cancels a transfer, gives the reason, and a guest th
   }
 });
 
+test("guest files: a call that is aborted tells the guest to stop, and nobody waits for it", async () => {
+  const controller = new AbortController(), reason = new Error("enough");
+  const { channel, received } = connect();
+  const removing = channel.files.remove("a", { isRecursive: true, signal: controller.signal });
+  await eventually("it was sent", () => received.length === 1);
+  controller.abort(reason);
+  await assert.rejects(settled(removing, "the abort"), (error) => error === reason);
+  await eventually("the guest was told", () => received.at(-1)?.kind === KIND.cancel);
+  assert.equal(channel.closed.aborted, false);
+});
+
 test("guest files: a read hands the bytes on in order and holds the guest back until they are taken", async () => {
   const { channel, peer, received } = connect();
   const held: Array<() => void> = [], got: string[] = [];
