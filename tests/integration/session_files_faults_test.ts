@@ -1,6 +1,6 @@
 /** Files in real VMs when things go wrong or happen at once: races with guest code, limits, full disks, aborts, dead VMs, many transfers. */
 import assert from "node:assert/strict";
-import { readdirSync, writeFileSync } from "node:fs";
+import { readdirSync, truncateSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import process from "node:process";
 import test, { after, before } from "node:test";
@@ -139,7 +139,7 @@ test("a file that grows or shrinks while it is read is refused as changed, and n
   assert.equal(seen.byteCount, 3_000_000);
 });
 
-test("500 MB pass both ways, one byte more is refused; holes take no memory; 100,000 entries are listed, one more is refused", async () => {
+test("500 MB pass both ways, one byte more is refused; holes take no memory; 100,000 entries are listed, one more is refused", async (t) => {
   await using session = await open({ memoryMb: 1300 });
   await python(
     session,
@@ -156,7 +156,13 @@ test("500 MB pass both ways, one byte more is refused; holes take no memory; 100
   await session.writeFile("whole", zeros(FILE_MAX_BYTES));
   assert.equal((await session.stat("whole")).size, FILE_MAX_BYTES);
   await session.remove("whole");
-  await assert.rejects(session.writeFile("toomuch", zeros(FILE_MAX_BYTES + 1)), refusedAs("too-large"));
+  const local = path.join(temporaryDirectory(t), "local");
+  writeFileSync(local, "");
+  truncateSync(local, FILE_MAX_BYTES + 1);
+  await assert.rejects(
+    session.writeFile("toomuch", { local }),
+    (error) => error instanceof SandboxFileError && error.reason === "too-large",
+  );
   assert.deepEqual(await Promise.all(["whole", "toomuch"].map((name) => session.exists(name))), [false, false]);
   assert.equal(await temporaries(session), "[]");
   // Links take no memory but for their names, so this VM is large enough for a directory that is too large.
