@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import fc from "fast-check";
-import { abortable, Deadline, delay, Semaphore, settlesWithin, Singleflight } from "../../../src/base/async.ts";
+import { abortable, concurrently, Deadline, delay, Semaphore, settlesWithin, Singleflight } from "../../../src/base/async.ts";
 import { settled, sleep } from "../../support/waiting.ts";
 
 /** True when `promise` is still open after a few turns of the event loop. */
@@ -223,4 +223,51 @@ test("Singleflight.settled waits for every flight, those that start meanwhile an
   assert.ok(await isPending(all));
   second.resolve();
   await Promise.all([b, settled(all, "no flight is left")]);
+});
+
+test("concurrently does every item once, in order, and no more than the limit at once", async () => {
+  await fc.assert(fc.asyncProperty(fc.nat(40), fc.integer({ min: 1, max: 8 }), async (count, limit) => {
+    const begun: number[] = [];
+    let atOnce = 0, most = 0;
+    await concurrently(Array(count).keys(), { limit }, async (item) => {
+      begun.push(item);
+      most = Math.max(most, ++atOnce);
+      await Promise.resolve();
+      atOnce -= 1;
+    });
+    assert.deepEqual(begun, [...Array(count).keys()]);
+    assert.equal(most, Math.min(limit, count));
+  }));
+});
+
+test("concurrently: the first failure aborts the others, is what the caller gets, and comes when nothing is under way", async () => {
+  const failure = new Error("failed"), begun: number[] = [];
+  const { promise: stuck, resolve } = Promise.withResolvers<void>();
+  let seen: unknown;
+  const all = concurrently([0, 1, 2, 3], { limit: 2 }, async (item, signal) => {
+    begun.push(item);
+    if (item === 1) throw failure;
+    signal.addEventListener("abort", () => void (seen = signal.reason));
+    await stuck;
+  });
+  assert.ok(await isPending(all), "the other one still works");
+  assert.equal(seen, failure);
+  resolve();
+  await assert.rejects(settled(all, "all"), (error) => error === failure);
+  assert.deepEqual(begun, [0, 1]);
+});
+
+test("concurrently: an abort, before or amid, begins nothing more and gives its reason; the signal is let go", async () => {
+  const reason = new Error("enough"), begun: number[] = [];
+  const work = (item: number) => Promise.resolve(void begun.push(item));
+  await assert.rejects(concurrently([1], { limit: 1, signal: AbortSignal.abort(reason) }, work), (error) => error === reason);
+  assert.deepEqual(begun, []);
+  const controller = new AbortController();
+  const ending = concurrently([1, 2, 3], { limit: 1, signal: controller.signal }, async (item) => {
+    await work(item);
+    if (item === 2) controller.abort(reason);
+  });
+  await assert.rejects(settled(ending, "all"), (error) => error === reason);
+  assert.deepEqual(begun, [1, 2]);
+  await concurrently([], { limit: 3 }, work);
 });

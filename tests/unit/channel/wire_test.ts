@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 import fc from "fast-check";
-import { encodeFrame, type Frame, FrameDecoder, KIND, WireError } from "../../../src/channel/wire.ts";
+import { encodeFrame, type Frame, FrameDecoder, KIND, owned, WireError } from "../../../src/channel/wire.ts";
 
 interface Fixture {
   readonly name: string;
@@ -76,4 +76,24 @@ test("wire: random bytes give frames or a WireError, and never hold more than on
     }
     assert.ok(decoder.pendingBytes < 12 + 65_536);
   }));
+});
+
+test("wire: a payload that came in several chunks has a buffer of its own, which no later chunk touches", () => {
+  const decoder = new FrameDecoder(), payload = new Uint8Array(65_536).map((_, at) => at * 7);
+  const both = new Uint8Array(2 * (payload.length + 12));
+  both.set(encodeFrame({ stream: 1, kind: KIND.data, payload }));
+  both.set(encodeFrame({ stream: 2, kind: KIND.data, payload }), both.length / 2);
+  const frames: Frame[] = [];
+  for (let at = 0; at < both.length; at += 10_000) {
+    const chunk = both.slice(at, at + 10_000);
+    frames.push(...decoder.push(chunk));
+    chunk.fill(0);
+  }
+  assert.deepEqual(frames.map(({ stream }) => stream), [1, 2]);
+  for (const frame of frames) {
+    assert.deepEqual(frame.payload, payload);
+    assert.equal(owned(frame.payload), frame.payload);
+  }
+  const view = payload.subarray(1, 3), copy = owned(view);
+  assert.deepEqual([copy, copy.buffer.byteLength, decoder.pendingBytes], [view, 2, 0]);
 });

@@ -72,6 +72,31 @@ test("nothing is written when quiet", () => {
   assert.equal(output.text, "");
 });
 
+test("details are for terminals: elsewhere the last event of the task is all", () => {
+  const output = new FakeOutput(), { clock, progress } = progressOn(output);
+  progress.update({ task: "upload", message: "1 MB of 2", isDetail: true });
+  clock.nowMs = 1_500;
+  progress.update({ task: "upload", message: "2 MB", isDone: true });
+  assert.equal(output.text, "upload: 2 MB (1.5 s)\n");
+  const terminal = new FakeOutput({ isTty: true }), drawn = progressOn(terminal).progress;
+  drawn.update({ task: "upload", message: "1 MB of 2,", percent: 50, isDetail: true });
+  assert.equal(terminal.text, "\rupload: 1 MB of 2, 50 % (0.0 s)\x1b[K");
+  drawn[Symbol.dispose]();
+});
+
+test("a task that came to nothing is forgotten, and its line taken away", () => {
+  const output = new FakeOutput({ isTty: true }), { progress } = progressOn(output);
+  progress.drop("never begun");
+  progress.update({ task: "a", message: "x" });
+  progress.update({ task: "b", message: "y" });
+  output.text = "";
+  progress.drop("a");
+  assert.equal(output.text, "\r\x1b[K");
+  progress.update({ task: "b", message: "y" });
+  assert.equal(output.text, "\r\x1b[K\rb: y (0.0 s)\x1b[K");
+  progress[Symbol.dispose]();
+});
+
 test("a message cannot steer the terminal", () => {
   const output = new FakeOutput();
   progressOn(output).progress.update({ task: "a", message: "x\x1b[2J\ny" });
