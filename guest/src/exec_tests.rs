@@ -103,3 +103,31 @@ fn a_result_always_fits_a_frame() {
         assert_eq!(json["outputLimit"], Value::Null);
     }
 }
+
+#[test]
+fn a_result_says_every_field() {
+    let mut outcome = Outcome { exit_code: -1, is_timed_out: true, execution_us: 0, is_reset: true, output_limit: None, value: None };
+    let said = |outcome: &Outcome| {
+        let mut out = Vec::new();
+        outcome.write_json(&mut out, 65_536);
+        serde_json::from_slice::<Value>(&out).expect("JSON")
+    };
+    assert_eq!(
+        said(&outcome),
+        serde_json::json!({ "exitCode": -1, "timedOut": true, "executionUs": 0, "reset": true, "outputLimit": null, "value": null })
+    );
+    for (limit, name) in [(0, "stdout"), (1, "stderr")] {
+        outcome = Outcome {
+            exit_code: 255,
+            is_timed_out: false,
+            execution_us: u64::MAX,
+            is_reset: false,
+            output_limit: Some(limit),
+            value: Some("\"é\n".into()),
+        };
+        assert_eq!(
+            said(&outcome),
+            serde_json::json!({ "exitCode": 255, "timedOut": false, "executionUs": u64::MAX, "reset": false, "outputLimit": name, "value": "\"é\n" })
+        );
+    }
+}

@@ -1,7 +1,10 @@
 //! Requests: what each frame of the host asks for.
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 
 use rustix::event::Timespec;
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
 use serde_json::{json, Value};
 
 use crate::error::{Action, Code, Fatal, Refusal};
@@ -67,7 +70,7 @@ impl Server {
         // Tests run on somebody's machine, whose clock is none of ours.
         if !cfg!(test) {
             set_clock(clock_us);
-            if let Err(error) = sys::reseed_kernel(&entropy) {
+            if let Err(error) = self.reseed_kernel(&entropy) {
                 self.log(&format!("cannot reseed the kernel: {error}"));
             }
         }
@@ -79,6 +82,17 @@ impl Server {
         self.channel.is_urgent = is_urgent;
         self.host = Some(Host { id: id.to_owned(), silence_us: silence_ms.saturating_mul(1_000), last_frame_us: now_us });
         Ok(())
+    }
+
+    /// The device stays open: a clone does not look for it.
+    fn reseed_kernel(&mut self, entropy: &[u8; limits::ENTROPY_BYTES]) -> Result<(), Errno> {
+        let random = match self.random.take() {
+            Some(random) => random,
+            None => fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
+        };
+        let result = sys::reseed_kernel(random.as_fd(), entropy);
+        self.random = Some(random);
+        result
     }
 
     /// This machine is a copy, and its host counts streams from 1: what the original was doing has no one to report to.

@@ -62,6 +62,8 @@ pub struct Server {
     pub(crate) is_reseed_due: bool,
     /// Found by `quiesce`, cleared by the next HELLO.
     pub(crate) fork_marks: ForkMarks,
+    /// /dev/urandom, from the first HELLO on.
+    pub(crate) random: Option<OwnedFd>,
     pub(crate) last_execution_id: u32,
     pub(crate) failed_starts: u32,
     pub(crate) restart_at_us: Option<u64>,
@@ -100,6 +102,7 @@ impl Server {
             is_loss_unreported: false,
             is_reseed_due: false,
             fork_marks: ForkMarks::default(),
+            random: None,
             last_execution_id: 0,
             failed_starts: 0,
             restart_at_us: None,

@@ -237,8 +237,8 @@ pub fn child_signals() -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Adds `entropy` to the kernel's generator, credited in full, and lets the generator reseed itself from it at once.
-pub fn reseed_kernel(entropy: &[u8; crate::limits::ENTROPY_BYTES]) -> Result<(), Errno> {
+/// Adds `entropy` to the kernel's generator, credited in full, and lets the generator reseed itself from it at once. `random` is /dev/urandom.
+pub fn reseed_kernel(random: BorrowedFd<'_>, entropy: &[u8; crate::limits::ENTROPY_BYTES]) -> Result<(), Errno> {
     const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
     const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
     #[repr(C)]
@@ -248,7 +248,6 @@ pub fn reseed_kernel(entropy: &[u8; crate::limits::ENTROPY_BYTES]) -> Result<(),
         data: [u8; crate::limits::ENTROPY_BYTES],
     }
     let info = PoolInfo { entropy_bits: entropy.len() as i32 * 8, bytes: entropy.len() as i32, data: *entropy };
-    let random = rustix::fs::open("/dev/urandom", rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     // SAFETY: `info` has the layout of struct rand_pool_info with its data, and outlives the calls.
     unsafe {
         check(libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &info))?;
