@@ -1,6 +1,18 @@
 /** Recipes: the shell steps of the image build refuse what they must refuse. */
 import assert from "node:assert/strict";
-import { chmodSync, existsSync, lstatSync, mkdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import path from "node:path";
 import process from "node:process";
 import test, { type TestContext } from "node:test";
@@ -142,6 +154,19 @@ test("a root in which a program misses a library fails the check", { skip: proce
   const { code, stderr } = await check();
   assert.equal(code, 1);
   assert.match(stderr, /usr\/bin\/program needs libc\.so\.6/);
+});
+
+test("a compiler keeps what it needs to link, and the check misses it when it is gone", async (t) => {
+  const tree = debianTree(t), place = "usr/libexec/gcc/x86_64-linux-gnu/16";
+  mkdirSync(path.join(tree, place), { recursive: true });
+  for (const name of ["cc1", "collect2", "liblto_plugin.so", "lto1", "lto-wrapper"]) writeFileSync(path.join(tree, place, name), "");
+  assert.equal((await run(["sh", path.join(IMAGES, "rootfs/prune.sh"), tree, "raw"])).code, 0);
+  assert.deepEqual(readdirSync(path.join(tree, place)).sort(), ["cc1", "collect2", "liblto_plugin.so"]);
+  const check = () => run(["sh", path.join(IMAGES, "rootfs/check.sh"), tree]);
+  assert.equal((await check()).code, 0);
+  rmSync(path.join(tree, place, "liblto_plugin.so"));
+  const { code, stderr } = await check();
+  assert.deepEqual([code, /cc1 cannot link without liblto_plugin\.so/.test(stderr)], [1, true], stderr);
 });
 
 noLeftovers();
