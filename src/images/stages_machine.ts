@@ -12,6 +12,8 @@ import type { Stage, StageContext } from "./stage.ts";
 
 /** Steps of a kernel build as make prints them; only for the percentage. */
 const KERNEL_STEPS = 1_480;
+/** Changes with how `buildCrate` builds: what was built otherwise before is built again. */
+const CRATE_RECIPE = "paths of the build left out";
 const RUST_MIN_VERSION = [1, 85] as const;
 
 /** What every stage of a build is made with. */
@@ -107,7 +109,7 @@ export function firmwareStage(shop: Workshop): Stage {
 export async function initrdStage(shop: Workshop): Promise<Stage> {
   return {
     name: "agent",
-    inputs: [shop.arch, await fingerprint(shop.root, ["guest"])],
+    inputs: [shop.arch, CRATE_RECIPE, await fingerprint(shop.root, ["guest"])],
     async build(context) {
       const program = await buildCrate(shop, context, "guest", "sbx-agent");
       const archive = packCpio([
@@ -126,7 +128,7 @@ export async function initrdStage(shop: Workshop): Promise<Stage> {
 export async function jailStage(shop: Workshop): Promise<Stage> {
   return {
     name: "jail",
-    inputs: [shop.arch, await fingerprint(shop.root, ["jail"])],
+    inputs: [shop.arch, CRATE_RECIPE, await fingerprint(shop.root, ["jail"])],
     async build(context) {
       const program = await buildCrate(shop, context, "jail", "sbx-jail");
       await fs.copyFile(program, path.join(context.out, "sbx-jail"));
@@ -155,7 +157,7 @@ async function buildCrate(shop: Workshop, context: StageContext, directory: stri
   // Kept between builds: a changed line then costs seconds.
   const targetDir = path.join(shop.buildDir, "cargo", directory);
   context.step("compiling");
-  await context.exec([cargo, "build", "--release", "--locked", "--target", target], {
+  await context.exec([cargo, "build", "--release", "--locked", "--target", target, "--config", rustFlags(shop, target)], {
     cwd: path.join(shop.root, directory),
     env: { CARGO_TARGET_DIR: targetDir, CARGO_TERM_PROGRESS_WHEN: "never" },
     onLine(line) {
@@ -164,6 +166,13 @@ async function buildCrate(shop: Workshop, context: StageContext, directory: stri
     },
   });
   return path.join(targetDir, target, "release", program);
+}
+
+/** Keeps paths of the build out of the program; cargo adds these flags to those of the crate's own configuration. */
+function rustFlags(shop: Workshop, target: string): string {
+  const home = process.env["CARGO_HOME"] ?? path.join(process.env["HOME"] ?? "/", ".cargo");
+  const flags = [[shop.root, "."], [home, "cargo"]].map(([from, to]) => `--remap-path-prefix=${from}=${to}`);
+  return `target.${target}.rustflags=${JSON.stringify(flags)}`;
 }
 
 /** A cargo that is new enough: the one on PATH, else rustup's own place. */
