@@ -44,6 +44,8 @@ const OUR_DIRECTORY = import.meta.dir;
 
 // Everything used after the start is taken here, because user code may replace or delete any of it.
 const uncurry = (method) => Function.prototype.call.bind(method);
+const mapSize = uncurry(Object.getOwnPropertyDescriptor(Map.prototype, "size").get);
+const setSize = uncurry(Object.getOwnPropertyDescriptor(Set.prototype, "size").get);
 const apply = uncurry(Function.prototype.apply);
 const then = uncurry(Promise.prototype.then);
 const resolved = Promise.resolve.bind(Promise);
@@ -66,8 +68,10 @@ const { defineProperty, getOwnPropertyDescriptor, create, keys } = Object;
 const { file, inspect, resolveSync: resolve } = Bun;
 const { stringify } = JSON;
 const { random } = Math;
+const { isArray } = Array;
+const { isView } = ArrayBuffer;
 const now = Date.now;
-const { isNativeError, isPromise } = process.getBuiltinModule("node:util").types;
+const { isMap, isNativeError, isPromise, isSet } = process.getBuiltinModule("node:util").types;
 const emit = process.emit.bind(process);
 const on = process.on.bind(process);
 const off = process.off.bind(process);

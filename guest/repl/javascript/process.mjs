@@ -20,11 +20,13 @@ function defineOutput(name, descriptor) {
     return Object.assign(output, { fd: descriptor, _type: "pipe", _isStdio: true });
   };
   process[name] = undefined; // Unlike defineProperty, an assignment does not bring Bun's own stream into being.
+  const get = () => stream ??= make();
+  defineProperty(get, "mark", { __proto__: null, value: mark }); // Completion may call it.
   defineProperty(process, name, {
     __proto__: null,
     configurable: true,
     enumerable: true,
-    get: () => stream ??= make(),
+    get,
     set: (value) => stream = value,
   });
 }

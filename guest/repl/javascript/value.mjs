@@ -1,8 +1,20 @@
+const MEMBERS_LIMIT = 10_000;
+
+/** Bun shows every member of a map, a set or an object, which takes seconds for a million: the text of what is that large, or null. */
+function summary(value) {
+  if (typeof value !== "object" || value === null) return null;
+  if (isMap(value)) return mapSize(value) > MEMBERS_LIMIT ? `Map(${mapSize(value)}) { … }` : null;
+  if (isSet(value)) return setSize(value) > MEMBERS_LIMIT ? `Set(${setSize(value)}) { … }` : null;
+  if (isArray(value) || isView(value)) return null; // Bun shows the first hundred.
+  const size = keys(value).length;
+  return size > MEMBERS_LIMIT ? `{ … ${size} properties }` : null;
+}
+
 /** The text of a trailing expression's value, within the limit. */
 function describe(value) {
   let text;
   try {
-    text = isNativeError(value) ? userStack(`${value.stack}`, {}) : inspect(value, { colors: false });
+    text = isNativeError(value) ? userStack(`${value.stack}`, {}) : summary(value) ?? inspect(value, { colors: false });
   } catch {
     text = "<value that cannot be shown>"; // Its own inspect method throws.
   }

@@ -233,6 +233,7 @@ testBun("complete: names, members, keys and modules, and nothing of the user's r
     ["`${ses", 3, "sess"],
     ["const zork = 1; zor", 16, "zork"],
     ["awai", 0, "await"],
+    ["process.stdout.cor", 15, "cork"],
     ["// ses", 6],
     ["'ses", 4],
     ["`ses", 4],

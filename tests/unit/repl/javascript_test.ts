@@ -95,6 +95,46 @@ testBun("a long value is cut at 32 KiB, between characters", async (repl) => {
   assert.equal(await repl.value("({ [Bun.inspect.custom]() { throw 1 } })"), "<value that cannot be shown>");
 });
 
+testBun("what has very many members is told by their number", async (repl) => {
+  const entries = "Array.from({ length: 20_000 }, (_, i) => [i, i])";
+  assert.equal(await repl.value(`new Map(${entries})`), "Map(20000) { … }");
+  assert.equal(await repl.value(`new Set(${entries})`), "Set(20000) { … }");
+  assert.equal(await repl.value(`Object.fromEntries(${entries})`), "{ … 20000 properties }");
+  assert.match(await repl.value(entries) ?? "", /^\[\n {2}\[ 0, 0 \],/);
+  assert.equal(await repl.value("new Map([[1, 2]])"), "Map(1) {\n  1: 2,\n}");
+});
+
+testBun("names that the REPL uses itself, and variables within blocks, last as any other", async (repl) => {
+  await repl.exec("const name = 'n', set = 1, access = 2, running = 3; let value = 4; if (true) { var inner = 5 }");
+  assert.equal(await repl.value("value++; [name, set, access, running, value, inner]"), '[ "n", 1, 2, 3, 5, 5 ]');
+  assert.equal(await repl.value("for (var i = 0; i < 3; i++);\ni"), "3");
+  assert.equal(await repl.value("try { var t = 1 } finally {}\nt"), "1");
+  assert.equal(await repl.value("module.exports === exports"), "true");
+});
+
+testBun("error positions are right below blank lines and comments, in scripts and modules of one name", async (repl) => {
+  for (
+    const [code, line] of [
+      ["\n\nthrow new Error('x')", 3],
+      ["// one\n\n/* two\n*/\nconst a: number = 1\n\n  throw new Error('x')", 7],
+      ["#!/usr/bin/env bun\n\nawait 1\nthrow new Error('x')", 4],
+    ] as const
+  ) {
+    const { stderr } = await repl.exec(code);
+    const number = /<input (\d+)>/.exec(stderr)?.[1];
+    assert.ok(stderr.startsWith(`<input ${number}>:${line}\n${code.split("\n")[line - 1]}\n`), stderr);
+    assert.match(stderr, new RegExp(`at ${repl.home}/<input ${number}>:${line}:\\d+\n$`));
+  }
+});
+
+testBun("the clocks begin again with a seed", async (repl) => {
+  await sleep(2_500);
+  const seed = new Uint8Array(32);
+  const now = "const [at, origin, up] = [performance.now(), performance.timeOrigin, process.uptime()]; at";
+  assert.ok(Number((await repl.exec(now, { seed })).value) < 2_000);
+  assert.equal(await repl.value("up < 2 && Math.abs(origin + performance.now() - Date.now()) < 1_000"), "true");
+});
+
 testBun("an uncaught error shows the user's line and no frame of ours", async (repl) => {
   await repl.exec("function boom() {\n  throw new Error('boom')\n}");
   const { exitCode, value, stderr } = await repl.exec("\n\n  boom()");
