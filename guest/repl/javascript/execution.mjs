@@ -193,7 +193,7 @@ const OUTLIVES =
   /\b(?:await|async|Promise|set(?:Timeout|Interval|Immediate)|queueMicrotask|fetch|Bun|process|require|import|\w*Worker|\w*Socket|EventSource|\w*Channel|Abort\w+|Atomics|FinalizationRegistry|crypto|Blob|File|Response|Request|\w*Stream|navigator|[pP]erformance\w*|eval|\w*Function|constructor|globalThis|window|self|global|this|WebAssembly|Reflect|HTMLRewriter|display|Symbol|stdin|prompt|alert|confirm)\b|\\u|\bconsole\s*(?!\.(?:log|error|info|warn|debug|table|dir|assert|count|group|groupEnd)\()/;
 
 /** Whether a final execution has to wait for the end of Bun's loop, which costs a fifth of a short run. */
-const mayOutlive = (source) => count > 1 || exec(OUTLIVES, source) !== null;
+const mayOutlive = ({ script, long, source }) => count > 1 || ((script === null || long) && exec(OUTLIVES, source) !== null);
 
 /** From here on nothing of ours keeps the process alive. */
 function beginFinal() {

@@ -56,15 +56,16 @@ function execute(id, flags, block, source) {
     openStdin(`${OUR_DIRECTORY}/stdin`);
     send(id, KIND_STDIN, 0, new Bytes(0));
   }
-  if (flags & FINAL) {
-    if (mayOutlive(source)) beginFinal();
-    else execution.flags ^= FINAL;
-  }
   remember(number, { source, shifts: [] });
   try {
     execution.unit = instrument(source, path);
   } catch (error) {
+    execution.flags &= ~FINAL;
     return fail(execution, error);
+  }
+  if (execution.flags & FINAL) {
+    if (mayOutlive(execution.unit)) beginFinal();
+    else execution.flags ^= FINAL;
   }
   remember(number, { source: execution.unit.source, shifts: execution.unit.shifts });
   if (execution.unit.script !== null) startScript(execution);
