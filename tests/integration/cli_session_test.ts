@@ -172,10 +172,13 @@ testTerminal("files go in and out, and :reset leaves nothing behind", async (t) 
 
 testTerminal("JavaScript and bash have their prompts; :lang goes from one to the other", async (t) => {
   await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q", "-l", "ts"] });
-  await repl.line("const add = (a: number, b: number) => {", /=> \{\n\.\.\.$/);
+  await repl.line("const sumOfTwo = (a: number, b: number) => {", /=> \{\n\.\.\.$/);
   await repl.line("return a + b", /return a \+ b\n\.\.\.$/);
   await repl.line("}", /\n\.\.\. \}\njs>$/);
-  await repl.line("add(40, 2)", /\n42\njs>$/);
+  await repl.terminal.type("sumOf");
+  await repl.press("Tab", /js> sumOfTwo\(?$/);
+  await repl.press("C-u", /js>$/);
+  await repl.line("sumOfTwo(40, 2)", /\n42\njs>$/);
   await repl.line("[1, 'two']", /\[ ?1, ["']two["'] ?\]\njs>$/);
   await repl.line(":lang sh", /new VM: bash; the one before is gone[^]*sh>$/);
   await repl.line("for i in 1 2; do", /do\n\.\.\.$/);
@@ -183,6 +186,10 @@ testTerminal("JavaScript and bash have their prompts; :lang goes from one to the
   await repl.line("done", /done\n1\n2\nsh>$/);
   await repl.line("cd /tmp; pwd", /\n\/tmp\nsh>$/);
   await repl.line("pwd", /pwd\n\/tmp\nsh>$/);
+  await repl.line("greeting=hello", /greeting=hello\nsh>$/);
+  await repl.terminal.type("echo $greet");
+  await repl.press("Tab", /echo \$greeting *$/);
+  await repl.line("", /\nhello\nsh>$/);
   await repl.leave();
 });
 

@@ -410,6 +410,25 @@ test("--shell runs a shell alone and ends with its status", async (t) => {
   assert.deepEqual([code, repl.terminal.isDisposed, repl.sessions[0]?.closed], [5, true, true]);
 });
 
+test("an end from outside ends a shell too, and gives the terminal back", async (t) => {
+  for (const args of [[], ["--shell"]]) {
+    const ending = new AbortController();
+    const repl = open(t, { args, world: { signal: ending.signal } });
+    if (args.length === 0) repl.enter(":shell");
+    await eventually("the shell runs", () => repl.terminal.taker !== undefined);
+    ending.abort(new InterruptedError("SIGHUP", 1));
+    const { code } = await settled(repl.ended, "the end");
+    const [session] = repl.sessions;
+    assert.deepEqual([code, repl.terminal.taker, repl.terminal.isDisposed, session?.closed, session?.shell?.isDetached], [
+      129,
+      undefined,
+      true,
+      true,
+      true,
+    ]);
+  }
+});
+
 test("a shell whose VM is lost gives the terminal back", async (t) => {
   const repl = open(t);
   repl.enter(":shell");
