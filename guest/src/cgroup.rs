@@ -6,6 +6,7 @@ use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
+const ROOT: &str = "/sys/fs/cgroup";
 const USER: &str = "/sys/fs/cgroup/user";
 
 /// One control group, as its directory.
@@ -22,6 +23,13 @@ impl Group {
         }
         let _ = crate::init::write_file(&format!("{USER}/pids.max"), &crate::limits::GUEST_PROCESSES.to_string());
         Ok(Group { directory: fs::open(USER, DIRECTORY, Mode::empty())? })
+    }
+
+    /// From now on the groups below this one have the processor in equal shares, however many processes each has: a fork bomb in one
+    /// leaves the others theirs. Every change of processes costs a little more then.
+    pub fn share_processor(&self) -> Result<(), Errno> {
+        crate::init::write_file(&format!("{ROOT}/cgroup.subtree_control"), "+cpu")?;
+        self.write("cgroup.subtree_control", b"+cpu")
     }
 
     /// Makes a group below this one, or finds it.
@@ -49,12 +57,16 @@ impl Group {
 
     /// SIGKILL to every process in it, however fast they multiply. False when the kernel does not know how.
     pub fn kill(&self) -> bool {
-        let file = fs::openat(&self.directory, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        file.and_then(|file| rustix::io::write(&file, b"1")).is_ok()
+        self.write("cgroup.kill", b"1").is_ok()
     }
 
     pub fn is_empty(&self) -> bool {
         self.read("cgroup.events").is_ok_and(|events| events.contains("populated 0"))
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<(), Errno> {
+        let file = fs::openat(&self.directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&file, bytes).map(drop)
     }
 
     fn read(&self, path: &str) -> Result<String, Errno> {

@@ -84,6 +84,10 @@ impl Processes {
 
     fn start(&mut self, pending: Pending, to: &Start) -> Result<(), Refusal> {
         self.sweep();
+        if self.last_id == 0 {
+            // A kernel that cannot shares as it does without groups.
+            let _ = self.root.as_ref().map(Group::share_processor);
+        }
         self.last_id += 1;
         let id = self.last_id;
         let no_group = |error| Refusal::new(Code::Internal, format!("no control group can be made: {error}"));

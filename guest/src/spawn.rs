@@ -221,6 +221,7 @@ pub fn refusal(failure: StartFailure) -> Refusal {
         (StartFailure::EXEC, libc::ENOENT | libc::ENOTDIR) => Refusal::new(Code::NotFound, "there is no such program"),
         (StartFailure::EXEC, libc::EACCES | libc::EPERM) => Refusal::new(Code::Permission, "the user may not execute it"),
         (StartFailure::EXEC, libc::ENOEXEC) => Refusal::bad_request("it is no program: it neither has a known format nor begins with #!"),
+        (StartFailure::EXEC, libc::EAGAIN) => Refusal::new(Code::Internal, "the user has as many processes as may be"),
         (StartFailure::EXEC, libc::E2BIG) => Refusal::bad_request("arguments and environment are too long for the guest's kernel"),
         _ => Refusal::new(Code::Internal, format!("step {step} failed: {}", Errno::from_raw_os_error(errno))),
     }
@@ -316,6 +317,23 @@ mod tests {
         let mut fed = Pending::new(1, Request::parse(&json).expect("a request"));
         assert_eq!((fed.append(b"a"), fed.is_complete()), (Ok(1), false));
         assert_eq!((fed.append(b"b\0in"), fed.is_complete(), fed.stdin.make_contiguous().to_vec()), (Ok(2), true, b"in".to_vec()));
+    }
+
+    #[test]
+    fn a_start_that_fails_is_told_by_its_reason() {
+        let code = |step, errno| refusal(StartFailure { step, errno }).code;
+        for (step, errno, wanted) in [
+            (StartFailure::DIRECTORY, libc::ENOENT, Code::NotDirectory),
+            (StartFailure::DIRECTORY, libc::EACCES, Code::Permission),
+            (StartFailure::EXEC, libc::ENOENT, Code::NotFound),
+            (StartFailure::EXEC, libc::EACCES, Code::Permission),
+            (StartFailure::EXEC, libc::ENOEXEC, Code::BadRequest),
+            (StartFailure::EXEC, libc::E2BIG, Code::BadRequest),
+            (StartFailure::EXEC, libc::EAGAIN, Code::Internal),
+            (9, libc::EINVAL, Code::Internal),
+        ] {
+            assert_eq!(code(step, errno), wanted, "{step} {errno}");
+        }
     }
 
     #[test]

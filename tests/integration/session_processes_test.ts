@@ -303,15 +303,40 @@ test("processes: a reset of the interpreter leaves them alone", async () => {
   assert.deepEqual(await cat.wait(), { exitCode: 0 });
 });
 
+const CRASH: Readonly<Record<"javascript" | "raw", string>> = { javascript: "process.kill(process.pid, 'SIGKILL')", raw: "kill -9 $$" };
+for (const [language, code] of Object.entries(CRASH) as ["javascript" | "raw", string][]) {
+  test(`processes: a crash of ${language} leaves them alone`, async () => {
+    await using own = await vms.scheduler.session({ language });
+    const cat = await own.spawn("cat", [], { stdin: true });
+    assert.equal((await own.exec(code)).exitCode, 137);
+    assert.equal((await own.exec(language === "raw" ? "echo new" : "console.log('new')")).stdout, "new\n");
+    const writer = cat.stdin.getWriter();
+    await writer.write(bytes("alive"));
+    await writer.close();
+    assert.deepEqual(await outcomeOf(cat), ["alive", "", 0]);
+  });
+}
+
 test("processes: a fork bomb is bounded and killed, and the session goes on", async () => {
-  const bomb = await sh("bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done");
-  await sleep(1_000);
+  await using bomb = await sh("bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done");
+  const peak = async () => Number((await session.exec("print(open('/sys/fs/cgroup/user/pids.peak').read())")).stdout);
+  // Executions run meanwhile: the bomb has half of the processor at most.
+  await eventually("it has spread", async () => await peak() > 200);
+  await sleep(2_000);
+  assert.ok(await peak() <= 1_024);
   assert.equal(await bomb.kill("SIGKILL"), true);
   for (const stream of [bomb.stdout, bomb.stderr]) await stream.cancel();
   assert.deepEqual(await bomb.wait(), { exitCode: 137 });
-  assert.equal((await session.exec("print('fine')")).stdout, "fine\n");
   const [out] = await outcomeOf(await sh("cat /sys/fs/cgroup/user/pids.max; ls -d /sys/fs/cgroup/user/p[0-9]* | wc -l"));
   assert.equal(out, "1024\n1\n");
+});
+
+test("processes: one that takes all memory is ended, and the session goes on", async () => {
+  const hungry = await session.spawn("python3", ["-c", "x = []\nwhile True: x.append(bytearray(b'x') * 1_000_000)"]);
+  const [, , exitCode] = await outcomeOf(hungry);
+  // Python's own MemoryError where the kernel refuses, else the kernel or the agent.
+  assert.ok([1, 137].includes(exitCode), String(exitCode));
+  assert.equal((await session.exec("print('fine')")).stdout, "fine\n");
 });
 
 const PTY = { pty: { columns: 90, rows: 30 } } as const;
