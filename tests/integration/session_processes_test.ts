@@ -1,9 +1,10 @@
-/** Session processes in real VMs: how they start and end, their input and output, what outlives what, and their terminals. */
+/** Session processes in real VMs: how they start and end, their input and output, what outlives what. */
 import assert from "node:assert/strict";
 import process from "node:process";
 import test, { after, before } from "node:test";
 import { InputValidationError, SandboxError, SandboxFileError, SessionClosedError, VmCapacityError } from "../../src/base/errors.ts";
 import type { Session, SessionProcess, SpawnOptions } from "../../src/mod.ts";
+import { bytes, countIn, outcomeOf, Reading, textOf } from "../support/processes.ts";
 import { eventually, settled, sleep } from "../support/waiting.ts";
 import { openTestScheduler, qemuOf, type TestScheduler } from "../support/vm.ts";
 
@@ -18,51 +19,9 @@ after(async () => {
   await vms.close();
 });
 
-const bytes = (text: string) => new TextEncoder().encode(text);
-const textOf = (stream: ReadableStream<Uint8Array>) => new Response(stream).text();
 const sh = (code: string, options: SpawnOptions = {}, on: Session = session) => on.spawn("sh", ["-c", code], options);
 
-/** Both outputs and the exit code. */
-async function outcomeOf(started: SessionProcess): Promise<[string, string, number]> {
-  const [out, err, { exitCode }] = await settled(
-    Promise.all([textOf(started.stdout), textOf(started.stderr), started.wait()]),
-    "the process",
-  );
-  return [out, err, exitCode];
-}
-
-/** Reads a stream piece by piece. */
-class Reading {
-  text = "";
-  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
-  readonly #decoder = new TextDecoder();
-
-  constructor(stream: ReadableStream<Uint8Array>) {
-    this.#reader = stream.getReader();
-  }
-
-  /** Reads on until `wanted` is there. */
-  async until(wanted: string | RegExp): Promise<string> {
-    const isThere = () => typeof wanted === "string" ? this.text.includes(wanted) : wanted.test(this.text);
-    while (!isThere()) {
-      const { done, value } = await settled(this.#reader.read(), `${wanted} after ${JSON.stringify(this.text.slice(-500))}`);
-      assert.equal(done, false, `the end before ${wanted}: ${JSON.stringify(this.text.slice(-500))}`);
-      this.text += this.#decoder.decode(value, { stream: true });
-    }
-    return this.text;
-  }
-
-  /** What comes from now on. */
-  forget(): void {
-    this.text = "";
-  }
-}
-
-/** Processes of the user in the guest whose command line contains `text`. */
-async function countOf(text: string): Promise<number> {
-  const [out] = await outcomeOf(await session.spawn("pgrep", ["-fc", "--", text]));
-  return Number(out);
-}
+const countOf = (text: string) => countIn(session, text);
 
 test("processes: exit codes and signals are told as a shell tells them", async () => {
   for (const [code, wanted] of [["exit 0", 0], ["exit 7", 7], ["exit 255", 255], ["kill -9 $$", 137], ["kill -TERM $$", 143]] as const) {
@@ -337,75 +296,6 @@ test("processes: one that takes all memory is ended, and the session goes on", a
   // Python's own MemoryError where the kernel refuses, else the kernel or the agent.
   assert.ok([1, 137].includes(exitCode), String(exitCode));
   assert.equal((await session.exec("print('fine')")).stdout, "fine\n");
-});
-
-const PTY = { pty: { columns: 90, rows: 30 } } as const;
-
-test("terminals: a process has one, of its size, and gets its colours", async () => {
-  const [out, err, exitCode] = await outcomeOf(await sh("tty; stty size; echo $TERM; echo err >&2; exit 4", PTY));
-  assert.match(out, /^\/dev\/pts\/\d+\r\n30 90\r\nxterm-256color\r\nerr\r\n$/);
-  assert.deepEqual([err, exitCode], ["", 4]);
-  const env = { TERM: "vt100", COLORTERM: "truecolor" };
-  assert.equal((await outcomeOf(await sh("echo $TERM $COLORTERM", { ...PTY, env })))[0], "vt100 truecolor\r\n");
-  assert.ok((await outcomeOf(await session.spawn("ls", ["--color=auto", "-d", "/tmp"], PTY)))[0].split("\x1b[").length > 1);
-  assert.equal((await outcomeOf(await session.spawn("ls", ["--color=auto", "-d", "/tmp"])))[0], "/tmp\n");
-});
-
-test("terminals: a new size is told", async () => {
-  const started = await sh("trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done", PTY);
-  const reading = new Reading(started.stdout);
-  await reading.until("ready");
-  await started.resize(120, 40);
-  await reading.until("40 120\r\n");
-  await started.kill("SIGKILL");
-  assert.deepEqual(await started.wait(), { exitCode: 137 });
-  await started.resize(10, 10);
-  const plain = await session.spawn("sleep", ["7007"]);
-  await assert.rejects(plain.resize(80, 24), /no terminal/);
-  await plain.detach();
-});
-
-test("terminals: a shell has job control: Ctrl-C, Ctrl-Z, fg, echo, its end", async () => {
-  const shell = await session.spawn("bash", ["--norc"], { ...PTY, env: { PS1: "> " } });
-  const writer = shell.stdin.getWriter(), reading = new Reading(shell.stdout);
-  const type = async (text: string, wanted: string | RegExp) => {
-    reading.forget();
-    await writer.write(bytes(text));
-    await reading.until(wanted);
-  };
-  await reading.until("> ");
-  await type("echo $((20+1))\n", /echo \$\(\(20\+1\)\)[^]*\r21\r\n[^]*> $/);
-  await type("sleep 7008\n", "sleep 7008");
-  await eventually("it runs", async () => await countOf("^sleep 7008") === 1);
-  await type("\x03", /\^C[^]*> $/);
-  await type("echo code=$?\n", "code=130");
-  await type("sleep 7009\n", "sleep 7009");
-  await eventually("it runs", async () => await countOf("^sleep 7009") === 1);
-  await type("\x1a", /Stopped[^]*> $/);
-  await type("jobs\n", /Stopped\s+sleep 7009[^]*> $/);
-  await type("fg\n", /fg[^]*sleep 7009/);
-  await type("\x03", /\^C[^]*> $/);
-  await writer.write(bytes("exit 5\n"));
-  assert.deepEqual(await settled(shell.wait(), "the shell"), { exitCode: 5 });
-});
-
-test("terminals: the end of the input ends the program, and letting go hangs up", async () => {
-  const cat = await session.spawn("cat", [], { ...PTY, stdin: "in a line" });
-  const [out, , exitCode] = await outcomeOf(cat);
-  assert.ok(out.startsWith("in a linein a line"), JSON.stringify(out));
-  assert.equal(exitCode, 0);
-  const shell = await session.spawn("bash", ["--norc"], { ...PTY, env: { PS1: "> " } });
-  await new Reading(shell.stdout).until("> ");
-  await settled(shell.detach(), "the hang-up");
-  assert.equal((await shell.wait()).exitCode, 129);
-  const kept = await session.spawn("bash", ["--norc"], { ...PTY, env: { PS1: "> " }, background: true });
-  await new Reading(kept.stdout).until("> ");
-  await kept.detach();
-  const again = await session.attach(kept.id);
-  const reading = new Reading(again.stdout);
-  await again.stdin.getWriter().write(bytes("echo $((6*7)); exit\n"));
-  await reading.until("42");
-  assert.deepEqual(await again.wait(), { exitCode: 0 });
 });
 
 test("processes: a closed session and a killed VM end them, each with its error", async () => {
