@@ -229,8 +229,14 @@ fn cancelled_and_broken_writes(host: &mut Host) {
         assert_eq!(host.finish(stream, true).answer["code"], "bad_request", "{size:?}");
         assert_eq!(host.names(), before);
     }
-    let stream = host.open(&json!({ "method": "file_read", "path": "shared" }));
-    host.send(stream, Kind::Cancel, b"");
+    // In one write: all of the file fits into the credit, and would be sent before the cancellation came.
+    let open = br#"{"method":"file_read","path":"shared"}"#;
+    host.last_stream += 1;
+    let (stream, mut frames) = (host.last_stream, Vec::new());
+    wire::put_header(&mut frames, stream, Kind::Open, 0, open.len());
+    frames.extend_from_slice(open);
+    wire::put_header(&mut frames, stream, Kind::Cancel, 0, 0);
+    host.socket.write_all(&frames).expect("sent");
     assert_eq!(host.finish(stream, false).answer["code"], "bad_request");
     // The user has forbidden itself to write to the directory meanwhile: the file cannot be published, and is gone all the same.
     let stream = host.start_write("many/late", b"x", None);
