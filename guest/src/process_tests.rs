@@ -287,7 +287,7 @@ fn background() {
     host.send(stream, Kind::Cancel, b"");
     host.seen(stream);
     // What it started goes on when it ends, and may still print.
-    let stream = host.spawn(&sh("(sleep 0.3; echo x; echo y; sleep 1000) & echo $!"), json!({ "background": true }));
+    let stream = host.spawn(&sh("(sleep 0.3; echo x; echo y; exec sleep 1000) & echo $!"), json!({ "background": true }));
     let pid: i32 = host.seen(stream).out().trim().parse().expect("a pid");
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(host.call("ping"), json!({ "receivedBytes": 0 }));
