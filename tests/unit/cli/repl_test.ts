@@ -2,66 +2,19 @@
 import assert from "node:assert/strict";
 import fs from "node:fs/promises";
 import path from "node:path";
-import test, { type TestContext } from "node:test";
+import test from "node:test";
 import { AssetError, OutcomeUnknownError, OutputLimitError } from "../../../src/base/errors.ts";
 import { InterruptedError } from "../../../src/cli/failure.ts";
-import { Line } from "../../../src/cli/output.ts";
 import type { SessionRequest } from "../../../src/run/session_request.ts";
 import { temporaryDirectory } from "../../support/leftovers.ts";
 import { eventually, settled } from "../../support/waiting.ts";
-import { FakeOutput, type Ran, resultOf, sbx, type World } from "./fake_context.ts";
-import { ended, FakeSession, type FakeSessionOptions } from "./fake_session.ts";
-import { ctrl, FakeTerminal, KEYS } from "./fake_terminal.ts";
-
-/** A screen on which the editor and both outputs write. */
-class Screen extends FakeOutput {
-  readonly #terminal: FakeTerminal;
-
-  constructor(terminal: FakeTerminal, line: Line) {
-    super({ isTty: true, columns: terminal.columns, line });
-    this.#terminal = terminal;
-  }
-
-  override write(text: string): void {
-    super.write(text);
-    this.#terminal.write(text.replaceAll("\n", "\r\n"));
-  }
-}
-
-interface Opened {
-  readonly terminal: FakeTerminal;
-  readonly sessions: FakeSession[];
-  readonly ended: Promise<Ran>;
-  /** Waits until the screen matches. */
-  shows(pattern: RegExp): Promise<void>;
-  /** Types lines, each ended by Enter. */
-  enter(...lines: readonly string[]): void;
-}
-
-/** Starts `sbx session`. */
-function open(t: TestContext, options: FakeSessionOptions & { args?: readonly string[]; world?: World } = {}): Opened {
-  const terminal = new FakeTerminal({ columns: 200, rows: 40 });
-  const line = new Line(), sessions: FakeSession[] = [];
-  const ended = sbx(["session", "-q", ...options.args ?? []], {
-    isStdinTty: true,
-    stdout: new Screen(terminal, line),
-    stderr: new Screen(terminal, line),
-    terminal,
-    env: { EXEC_SANDBOX_CACHE_DIR: temporaryDirectory(t), ...options.world?.env },
-    session: (request) => {
-      const session = new FakeSession({ ...options, language: request.language });
-      sessions.push(session);
-      return Promise.resolve(session);
-    },
-    ...options.world,
-  });
-  const shows = (pattern: RegExp) =>
-    eventually(`the screen matches ${pattern}; it is:\n${terminal.screen()}`, () => pattern.test(terminal.screen()));
-  return { terminal, sessions, ended, shows, enter: (...lines) => void terminal.type(...lines.flatMap((text) => [text, KEYS.enter])) };
-}
+import { resultOf, type World } from "./fake_context.ts";
+import { ended, FakeSession } from "./fake_session.ts";
+import { openRepl } from "./fake_repl.ts";
+import { ctrl, KEYS } from "./fake_terminal.ts";
 
 test("what is typed runs, and its output and value are printed", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     async *execute({ code }) {
       yield { type: "stdout", text: `out of ${code}` };
       yield { type: "stderr", text: "err\n" };
@@ -78,7 +31,7 @@ test("what is typed runs, and its output and value are printed", async (t) => {
 
 test("typing does not wait for the VM, and what was entered runs when it is there", async (t) => {
   const gate = Promise.withResolvers<FakeSession>();
-  const repl = open(t, { world: { session: () => gate.promise } });
+  const repl = openRepl(t, { world: { session: () => gate.promise } });
   await repl.terminal.type("x = 1");
   assert.equal(repl.terminal.screen(), "py> x = 1");
   repl.enter("");
@@ -95,7 +48,7 @@ test("Ctrl-C while the VM starts gives the block back", async (t) => {
     signal?.addEventListener("abort", () => opening.reject(signal.reason));
     return opening.promise;
   };
-  const repl = open(t, { world: { session } });
+  const repl = openRepl(t, { world: { session } });
   repl.enter("x = 1");
   await repl.shows(/x = 1/);
   void repl.terminal.type(ctrl("c"));
@@ -106,7 +59,7 @@ test("Ctrl-C while the VM starts gives the block back", async (t) => {
 
 test("without a first VM the session ends with the reason", async (t) => {
   const failing = () => Promise.reject(new AssetError("Cannot find the images", { hint: "sbx prefetch" }));
-  const repl = open(t, { world: { session: failing } });
+  const repl = openRepl(t, { world: { session: failing } });
   const { code, stderr } = await settled(repl.ended, "the end");
   assert.equal(code, 125);
   assert.match(stderr, /sbx: Cannot find the images\nsbx prefetch\n/);
@@ -114,7 +67,7 @@ test("without a first VM the session ends with the reason", async (t) => {
 });
 
 test("a block goes on until the guest says that it is complete", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     isComplete: (code) => /:\n.*\n\s*$/.test(code) ? { state: "complete", indent: "" } : { state: "incomplete", indent: "    " },
   });
   repl.enter("def f():", "return 1", "");
@@ -124,7 +77,7 @@ test("a block goes on until the guest says that it is complete", async (t) => {
 });
 
 test("Tab completes names by the guest, and leaves out what a terminal would act on", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     complete: (code) => ({ start: code.lastIndexOf(".") + 1, candidates: ["alpha", "al\x1b[2Jpha", "alpine\n"] }),
   });
   await repl.terminal.type("x.al");
@@ -135,7 +88,7 @@ test("Tab completes names by the guest, and leaves out what a terminal would act
 test("Tab completes commands, languages, and files of either side", async (t) => {
   const directory = temporaryDirectory(t);
   await fs.writeFile(path.join(directory, "a file.txt"), "");
-  const repl = open(t, { files: { "data.csv": "1", "my dir": "/" } });
+  const repl = openRepl(t, { files: { "data.csv": "1", "my dir": "/" } });
   for (
     const [typed, completed] of [
       [":up", ":upload"],
@@ -156,7 +109,7 @@ test("Tab completes commands, languages, and files of either side", async (t) =>
 });
 
 test("Ctrl-C interrupts running code and keeps the session", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     async *execute({ code, interrupted }) {
       if (code !== "loop()") return yield ended({ value: "still here" });
       await interrupted;
@@ -174,7 +127,7 @@ test("Ctrl-C interrupts running code and keeps the session", async (t) => {
 });
 
 test("a second Ctrl-C ends code that ignores the first, and says so", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     async *execute({ options: { signal } }) {
       await new Promise((resolve) => signal?.addEventListener("abort", resolve));
       signal?.throwIfAborted();
@@ -189,7 +142,7 @@ test("a second Ctrl-C ends code that ignores the first, and says so", async (t) 
 });
 
 test("Ctrl-C at the prompt clears the block, Ctrl-Z stops sbx, Ctrl-D leaves", async (t) => {
-  const repl = open(t);
+  const repl = openRepl(t);
   await repl.terminal.type("x = ", ctrl("c"));
   await repl.shows(/^py> x = \^C\npy>$/);
   await repl.terminal.type(ctrl("c"));
@@ -202,7 +155,7 @@ test("Ctrl-C at the prompt clears the block, Ctrl-Z stops sbx, Ctrl-D leaves", a
 });
 
 test("what the guest says is shown without control characters", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     async *execute() {
       yield { type: "display", data: { "text/plain": "shown \x1b]0;title\x07\x9b" } };
       yield ended({ value: "value \x1b[2J\x00" });
@@ -242,7 +195,7 @@ for (
   ] as const
 ) {
   test(`${what} is told`, async (t) => {
-    const repl = open(t, {
+    const repl = openRepl(t, {
       async *execute() {
         if (events instanceof Error) throw events;
         yield events;
@@ -255,7 +208,7 @@ for (
 }
 
 test("a lost VM is replaced by :reset", async (t) => {
-  const repl = open(t);
+  const repl = openRepl(t);
   repl.enter("x");
   await eventually("it ran", () => repl.sessions[0]?.executed.length === 1);
   await repl.sessions[0]?.close();
@@ -266,7 +219,7 @@ test("a lost VM is replaced by :reset", async (t) => {
 });
 
 test(":lang starts another language in place of the VM, with its own history", async (t) => {
-  const repl = open(t);
+  const repl = openRepl(t);
   repl.enter("x = 1", ":lang js");
   await repl.shows(/js>$/);
   await eventually("the first is closed", () => repl.sessions[0]?.closed === true);
@@ -278,7 +231,7 @@ test(":lang starts another language in place of the VM, with its own history", a
 });
 
 test("commands that do not exist, or lack something, are refused with advice", async (t) => {
-  const repl = open(t);
+  const repl = openRepl(t);
   repl.enter(":rest");
   await repl.shows(/Cannot run :rest: there is no such command\nDid you mean :reset\?/);
   repl.enter(":upload");
@@ -304,7 +257,7 @@ test("at a prompt code may run as long as any, unless the user says otherwise", 
       [[], { EXEC_SANDBOX_DEFAULT_TIMEOUT_SECONDS: "9" }, undefined],
     ] as const
   ) {
-    const repl = open(t, { args, world: { env } });
+    const repl = openRepl(t, { args, world: { env } });
     repl.enter("x");
     await eventually("it ran", () => repl.sessions[0]?.executed.length === 1);
     assert.equal(repl.sessions[0]?.executed[0]?.options.timeoutSeconds, seconds);
@@ -312,7 +265,7 @@ test("at a prompt code may run as long as any, unless the user says otherwise", 
 });
 
 test("a value that was shown as an image is not printed as text too", async (t) => {
-  const repl = open(t, {
+  const repl = openRepl(t, {
     async *execute() {
       yield { type: "display", data: { "image/png": "AA==", "text/plain": "<Figure>" } };
       yield ended({ value: "<Figure>" });
@@ -323,7 +276,7 @@ test("a value that was shown as an image is not printed as text too", async (t) 
 });
 
 test(":timeout holds for what runs next", async (t) => {
-  const repl = open(t);
+  const repl = openRepl(t);
   repl.enter(":timeout 2.5", "x");
   await eventually("it ran", () => repl.sessions[0]?.executed[0]?.options.timeoutSeconds === 2.5);
 });
@@ -331,7 +284,7 @@ test(":timeout holds for what runs next", async (t) => {
 test(":upload and :download copy by the rules of --upload and --download, and tell what came where", async (t) => {
   const directory = temporaryDirectory(t), local = path.join(directory, "a file.txt");
   await fs.writeFile(local, "hello");
-  const repl = open(t, { files: { "result.txt": "12345" } });
+  const repl = openRepl(t, { files: { "result.txt": "12345" } });
   repl.enter(`:upload '${local}' data/`);
   await repl.shows(/a file\.txt → data\/a file\.txt, 5 B\npy>$/);
   assert.ok(repl.sessions[0]?.files.has("data/a file.txt"));
@@ -347,7 +300,7 @@ test(":upload and :download copy by the rules of --upload and --download, and te
 
 test(":processes lists what runs beside the prompt", async (t) => {
   const common = { pid: 87, background: false, attached: true, pty: false };
-  const repl = open(t, {
+  const repl = openRepl(t, {
     processes: [{ ...common, id: 1, argv: ["sleep", "1\x1b[2J"], exitCode: null }, { ...common, id: 2, argv: ["true"], exitCode: 0 }],
   });
   repl.enter(":ps");
@@ -357,7 +310,7 @@ test(":processes lists what runs beside the prompt", async (t) => {
 test("history is private, and the next session has it", async (t) => {
   const directory = temporaryDirectory(t), world: World = { env: { EXEC_SANDBOX_CACHE_DIR: directory } };
   for (const round of [1, 2]) {
-    const repl = open(t, { world });
+    const repl = openRepl(t, { world });
     if (round === 2) {
       await repl.terminal.type(KEYS.up);
       assert.equal(repl.terminal.screen(), "py> remember = 1");
@@ -376,64 +329,9 @@ test("history is private, and the next session has it", async (t) => {
 
 test("an end from outside gives the terminal back and closes the VM", async (t) => {
   const ending = new AbortController();
-  const repl = open(t, { world: { signal: ending.signal } });
+  const repl = openRepl(t, { world: { signal: ending.signal } });
   await repl.shows(/py>/);
   ending.abort(new InterruptedError("SIGTERM", 15));
   const { code } = await settled(repl.ended, "the end");
   assert.deepEqual([code, repl.terminal.isDisposed, repl.sessions[0]?.closed], [143, true, true]);
-});
-
-test(":shell hands the terminal over, byte by byte, and takes it back as it was", async (t) => {
-  const repl = open(t);
-  repl.enter(":shell");
-  await eventually("the shell runs", () => repl.terminal.taker !== undefined);
-  const shell = repl.sessions[0]?.shell;
-  assert.deepEqual([shell?.argv, shell?.options.pty], [["bash", "-i"], { columns: 200, rows: 40 }]);
-  repl.terminal.taker?.onBytes(new TextEncoder().encode("ls\x03\x1a"));
-  repl.terminal.columns = 90;
-  repl.terminal.taker?.onResize();
-  shell?.say(new TextEncoder().encode("\x1b[?1049h\x1b[?2004hprompt"));
-  await eventually("it is typed", () => shell?.typed === "ls\x03\x1a");
-  assert.deepEqual(shell?.sizes, ["90x40"]);
-  shell?.exit(3);
-  await repl.shows(/the shell ended with 3; back at the prompt\npy>$/);
-  assert.equal(repl.terminal.taker, undefined);
-  assert.ok(repl.terminal.written.includes("\x1b[?1049l\x1b[?2004l\x1b[0m\x1b[?25h"));
-  assert.ok(shell?.isDetached);
-});
-
-test("--shell runs a shell alone and ends with its status", async (t) => {
-  const repl = open(t, { args: ["--shell"] });
-  await eventually("the shell runs", () => repl.sessions[0]?.shell !== undefined && repl.terminal.taker !== undefined);
-  repl.sessions[0]?.shell?.exit(5);
-  const { code } = await settled(repl.ended, "the end");
-  assert.deepEqual([code, repl.terminal.isDisposed, repl.sessions[0]?.closed], [5, true, true]);
-});
-
-test("an end from outside ends a shell too, and gives the terminal back", async (t) => {
-  for (const args of [[], ["--shell"]]) {
-    const ending = new AbortController();
-    const repl = open(t, { args, world: { signal: ending.signal } });
-    if (args.length === 0) repl.enter(":shell");
-    await eventually("the shell runs", () => repl.terminal.taker !== undefined);
-    ending.abort(new InterruptedError("SIGHUP", 1));
-    const { code } = await settled(repl.ended, "the end");
-    const [session] = repl.sessions;
-    assert.deepEqual([code, repl.terminal.taker, repl.terminal.isDisposed, session?.closed, session?.shell?.isDetached], [
-      129,
-      undefined,
-      true,
-      true,
-      true,
-    ]);
-  }
-});
-
-test("a shell whose VM is lost gives the terminal back", async (t) => {
-  const repl = open(t);
-  repl.enter(":shell");
-  await eventually("the shell runs", () => repl.terminal.taker !== undefined);
-  repl.sessions[0]?.shell?.fail(new OutcomeUnknownError("Cannot tell how the process ended: the VM was lost"));
-  await repl.shows(/the VM was lost\n[^]*py>$/);
-  assert.equal(repl.terminal.taker, undefined);
 });
