@@ -14,6 +14,8 @@ import type { FileAccess } from "../run/vm_files.ts";
 import { below } from "./transfer_spec.ts";
 
 const EXECUTABLE_BITS = 0o111;
+/** Control characters, and those that make text run backwards. */
+const UNSEEN = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
 const encoder = new TextEncoder();
 
 /** A file in the guest. */
@@ -91,13 +93,14 @@ function checkName(name: string, guest: string): void {
   const refuse = (why: string) => treeError(guest, "not-a-file", why);
   if (name === "" || name === "." || name === ".." || name.includes("/")) throw refuse("its name leads elsewhere");
   if (!name.isWellFormed() || name.includes("\uFFFD")) throw refuse("its name is no valid UTF-8");
-  // Control characters, and those that make text run backwards: what is shown would not be what is there.
-  if (/[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u.test(name)) throw refuse("its name has a control character in it");
+  // What is shown would not be what is there.
+  if (name.search(UNSEEN) >= 0) throw refuse("its name has a control character in it");
   if (encoder.encode(name).length > PATH_COMPONENT_MAX_BYTES) throw refuse(`its name has more than ${PATH_COMPONENT_MAX_BYTES} bytes`);
   if (encoder.encode(guest).length > PATH_MAX_BYTES) throw refuse(`its path has more than ${PATH_MAX_BYTES} bytes`);
 }
 
 /** What keeps a guest's file from being downloaded. */
 export function treeError(guest: string, reason: FileReason, words: string): SandboxFileError {
-  return new SandboxFileError(`Cannot download ${shown(guest)} from the guest: ${words}`, { side: "guest", path: guest, reason });
+  const visible = shown(guest).replace(UNSEEN, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return new SandboxFileError(`Cannot download ${visible} from the guest: ${words}`, { side: "guest", path: guest, reason });
 }
