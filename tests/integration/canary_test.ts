@@ -12,8 +12,10 @@ import { noConfinement } from "../../src/qemu/confine.ts";
 import { type Candidate, type Candidates } from "../../src/qemu/probe.ts";
 import { findCanaryHost } from "../../src/run/find_hypervisor.ts";
 import { bootCanary, type CanaryHost, chooseCandidate } from "../../src/vm/canary.ts";
+import { launch } from "../../src/vm/launch.ts";
 import { noLeftovers, processesWith, temporaryDirectory } from "../support/leftovers.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
+import { settled } from "../support/waiting.ts";
 
 const skip = reasonToSkip() ?? false;
 const EMULATION: Candidate = { accelerator: "tcg", cpu: "max" };
@@ -91,6 +93,16 @@ test("emulation that was asked for is no reason to warn, and a cache that cannot
   const forced: Candidates = { candidates: [EMULATION], reason: "EXEC_SANDBOX_FORCE_EMULATION is set", isForced: true };
   const { candidate } = await chooseCandidate(host, forced, { language: "raw", cacheDirectory: path.join(file, "below") });
   assert.deepEqual([candidate, warnings], [EMULATION, []]);
+});
+
+test("a guest powers off by itself when its host has let go of the channel", { skip }, async () => {
+  const { host } = await findHost();
+  await using vm = await launch({ ...host, candidate: EMULATION }, { language: "raw", memoryMiB: 128, origin: { kind: "cold" } });
+  await vm.ready;
+  const [, control] = vm.child.pipes;
+  control?.destroy();
+  const { code, signal } = await settled(vm.child.exited, "the machine's end");
+  assert.deepEqual([code, signal], [0, null], "nobody killed it");
 });
 
 noLeftovers();
