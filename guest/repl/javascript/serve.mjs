@@ -58,7 +58,8 @@ function execute(id, flags, block, source) {
   }
   remember(number, { source, shifts: [] });
   try {
-    execution.unit = instrument(source, path);
+    // Bun keeps the source map of a module by its path for ever and would apply it to a script of that path: a script gets one of its own.
+    execution.unit = instrument(source, `${directory}//<input ${number}>`);
   } catch (error) {
     execution.flags &= ~FINAL;
     return fail(execution, error);

@@ -174,12 +174,8 @@ const CAPTURE = "$$sbx.value=(";
 const MODULE_ONLY = /\b(?:await|this|import|require|module|exports|__dirname|__filename|arguments)\b|[\w$]\s*<[^<>()]*>\s*\(/;
 const STRICT = '"use strict";';
 
-/** Bun keeps the source map of a module by its path for ever and would apply it to a script of that path: scripts get one of their own. */
-const scriptPath = (path) => replaceEach(LAST_PART, path, "//<input ");
-const LAST_PART = /\/<input (?=\d+>$)/g;
-
 /** The module of an execution. Lines stay where the user wrote them; columns too, but for what `shifts` tells. */
-function instrument(source, path) {
+function instrument(source, scriptPath) {
   if (startsWith(source, "#!")) source = "//" + slice(source, 2);
   const { loader, printed } = parse(source);
   const transpiler = transpilers[loader];
@@ -188,7 +184,7 @@ function instrument(source, path) {
     // Nothing to keep and nothing to import: as a script it is the same at half the cost, if it is plain JavaScript.
     try {
       const hasValue = printed !== "" && exec(STATEMENT, slice(printed, lastStatement(printed))) === null;
-      const script = new Script(STRICT + source, { __proto__: null, filename: scriptPath(path) });
+      const script = new Script(STRICT + source, { __proto__: null, filename: scriptPath });
       return { source, script, shifts: [{ line: 1, column: 0, by: STRICT.length }], long, hasValue };
     } catch {
       // TypeScript or JSX.
