@@ -246,7 +246,11 @@ export class Repl {
       return true;
     }
     if (this.#onInterrupt === undefined) return false;
-    if (event.type === "closed") void this.#onInterrupt();
+    if (event.type === "closed") {
+      // Nobody is there to insist.
+      void this.#onInterrupt();
+      void this.#onInterrupt();
+    }
     if (event.type !== "key") return false;
     if (event.name === "ctrl-z") {
       this.#parts.terminal.suspend();

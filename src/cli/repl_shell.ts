@@ -1,6 +1,7 @@
 /** REPL shell: an interactive shell of the guest in the user's terminal, key by key. */
 import { abortable, settlesWithin } from "../base/async.ts";
 import type { CliProcess, CliSession, CliTerminal } from "./context.ts";
+import { InterruptedError } from "./failure.ts";
 import type { Output } from "./output.ts";
 
 /** Terminals that the guest's terminfo database knows; others are near enough to xterm. */
@@ -32,7 +33,7 @@ export interface ShellPlace {
   readonly signal: AbortSignal;
 }
 
-/** Runs a shell until it ends; returns its exit status. The terminal is then as it was before. Rejects when the session is lost. */
+/** Runs a shell until it ends; returns its exit status. The terminal is then as it was before. Rejects when the session is lost or the terminal is gone. */
 export async function runShell(session: CliSession, place: ShellPlace): Promise<number> {
   const { terminal, stdout, env, signal } = place;
   const size = () => ({ columns: terminal.columns, rows: terminal.rows });
@@ -40,14 +41,16 @@ export async function runShell(session: CliSession, place: ShellPlace): Promise<
   const modes = new Modes();
   const input = process.stdin.getWriter();
   input.closed.catch(() => {}); // Its end is the process's own.
+  const gone = new AbortController();
   using _terminal = terminal.takeOver({
     onBytes: (bytes) => void input.write(bytes.slice()).catch(() => {}), // The shell has ended; so does this.
     onResize: () => void process.resize(size().columns, size().rows).catch(() => {}), // As above.
+    onEnd: () => gone.abort(new InterruptedError("SIGHUP", 1)),
   });
   try {
     const output = copyOutput(process, stdout, modes);
     output.catch(() => {}); // What ends it ends the process too, and that is told.
-    const { exitCode } = await abortable(process.wait(), signal);
+    const { exitCode } = await abortable(abortable(process.wait(), signal), gone.signal);
     await settlesWithin(output, OUTPUT_GRACE_MS);
     return exitCode;
   } finally {

@@ -14,6 +14,16 @@ const PASTE_ON = "\x1b[?2004h", PASTE_OFF = "\x1b[?2004l";
 /** Colours off, cursor shown: whatever stood on the screen when the process ends must not go on. */
 const PLAIN = "\x1b[0m\x1b[?25h";
 
+/** Has the terminal to itself. */
+export interface TerminalTaker {
+  /** What was typed, as the terminal sends it. */
+  onBytes(bytes: Uint8Array): void;
+  /** The terminal has another size. */
+  onResize(): void;
+  /** The terminal is gone; nothing more will come. */
+  onEnd(): void;
+}
+
 /** Sees what comes before anybody else; `true` keeps it. */
 export type Interceptor = (event: TerminalEvent) => boolean;
 
@@ -26,7 +36,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   readonly #listeners: ReadonlyArray<readonly [NodeJS.EventEmitter, string, (...args: never[]) => void]>;
   #wake: (() => void) | undefined;
   #interceptor: Interceptor | undefined;
-  #taker: { onBytes(bytes: Uint8Array): void; onResize(): void } | undefined;
+  #taker: TerminalTaker | undefined;
   #escape: ReturnType<typeof setTimeout> | undefined;
   #isRaw = false;
   #isEnded = false;
@@ -94,9 +104,10 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   }
 
   /** While not disposed, everything typed goes to `onBytes` as it is: Ctrl-C and Ctrl-Z are bytes like any other. */
-  takeOver(taker: { onBytes(bytes: Uint8Array): void; onResize(): void }): Disposable {
+  takeOver(taker: TerminalTaker): Disposable {
     this.#output.write(PASTE_OFF);
     this.#taker = taker;
+    if (this.#isEnded) taker.onEnd();
     return {
       [Symbol.dispose]: () => {
         this.#taker = undefined;
@@ -141,6 +152,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
 
   #end(): void {
     this.#isEnded = true;
+    this.#taker?.onEnd();
     this.#interceptor?.({ type: "closed" });
     this.#wake?.();
   }

@@ -259,6 +259,27 @@ testTerminal("SIGTERM gives the terminal back; SIGKILL leaves no QEMU", async (t
   await eventually("no child is left", () => children.filter(runs).length === 0);
 });
 
+testTerminal("a terminal that goes away takes sbx and its VM with it", async (t) => {
+  const directory = temporaryDirectory(t);
+  const states: ReadonlyArray<readonly [what: string, args: readonly string[], waitFor: RegExp, line: string | undefined, shows: RegExp]> =
+    [
+      ["at the prompt", ["-q"], /py>$/, undefined, /py>$/],
+      ["while code runs", ["-q"], /py>$/, "import time; print('runs', flush=True); time.sleep(1000)", /\nruns$/],
+      ["in :shell", ["-q"], /py>$/, ":shell", /\$$/],
+      ["in --shell", ["-q", "--shell"], /\$$/, "sleep 1000", /sleep 1000$/],
+    ];
+  for (const [what, args, waitFor, line, shows] of states) {
+    let pids: readonly number[] = [];
+    {
+      await using repl = await prompt({ directory, args, waitFor });
+      if (line !== undefined) await repl.line(line, shows);
+      pids = [repl.pid(), ...childrenOf(repl.pid()).flatMap((pid) => [pid, ...childrenOf(pid)])];
+      assert.ok(pids.length > 1, what);
+    }
+    await eventually(`nothing is left of what was ${what}`, () => pids.filter(runs).length === 0);
+  }
+});
+
 testTerminal("a VM that dies is told, and :reset starts another", async (t) => {
   await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q"] });
   await repl.line("x = 1", /x = 1\npy>$/);

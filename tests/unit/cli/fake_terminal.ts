@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import type { CliTerminal } from "../../../src/cli/context.ts";
 import type { TerminalEvent } from "../../../src/cli/repl_editor.ts";
 import { KeyDecoder } from "../../../src/cli/repl_keys.ts";
+import type { TerminalTaker } from "../../../src/cli/repl_terminal.ts";
 import { graphemes, graphemeWidth } from "../../../src/cli/repl_width.ts";
 
 /** Keys by their usual names, as the bytes that xterm sends. */
@@ -42,7 +43,7 @@ export class FakeTerminal implements CliTerminal {
   /** Has it been given back? */
   isDisposed = false;
   /** Who takes everything that is typed, as bytes. */
-  taker: { onBytes(bytes: Uint8Array): void; onResize(): void } | undefined;
+  taker: TerminalTaker | undefined;
   #interceptor: ((event: TerminalEvent) => boolean) | undefined;
   readonly #cells: string[][] = [[]];
   #row = 0;
@@ -96,7 +97,7 @@ export class FakeTerminal implements CliTerminal {
     return { [Symbol.dispose]: () => void (this.#interceptor = undefined) };
   }
 
-  takeOver(taker: { onBytes(bytes: Uint8Array): void; onResize(): void }): Disposable {
+  takeOver(taker: TerminalTaker): Disposable {
     this.taker = taker;
     return { [Symbol.dispose]: () => void (this.taker = undefined) };
   }

@@ -52,6 +52,20 @@ test("an end from outside ends a shell too, and gives the terminal back", async 
   }
 });
 
+test("a terminal that goes away ends the shell in it", async (t) => {
+  const alone = openRepl(t, { args: ["--shell"] });
+  await eventually("the shell runs", () => alone.terminal.taker !== undefined);
+  alone.terminal.taker?.onEnd();
+  assert.equal((await settled(alone.ended, "the end")).code, 129);
+  const repl = openRepl(t);
+  repl.enter(":shell");
+  await eventually("the shell runs", () => repl.terminal.taker !== undefined);
+  repl.terminal.taker?.onEnd();
+  void repl.terminal.send({ type: "closed" });
+  assert.equal((await settled(repl.ended, "the end")).code, 0);
+  assert.equal(repl.sessions[0]?.closed, true);
+});
+
 test("a shell whose VM is lost gives the terminal back", async (t) => {
   const repl = openRepl(t);
   repl.enter(":shell");

@@ -141,6 +141,21 @@ test("a second Ctrl-C ends code that ignores the first, and says so", async (t) 
   await repl.shows(/sbx: The code did not stop and was ended\nVariables may be gone; files are kept\.\npy>$/);
 });
 
+test("a terminal that goes away ends code that ignores an interrupt, and the session", async (t) => {
+  const repl = openRepl(t, {
+    async *execute({ options: { signal } }) {
+      await new Promise((resolve) => signal?.addEventListener("abort", resolve));
+      signal?.throwIfAborted();
+      yield ended();
+    },
+  });
+  repl.enter("loop()");
+  await eventually("it runs", () => repl.sessions[0]?.executed.length === 1);
+  void repl.terminal.send({ type: "closed" });
+  assert.equal((await settled(repl.ended, "the end")).code, 0);
+  assert.equal(repl.sessions[0]?.closed, true);
+});
+
 test("Ctrl-C at the prompt clears the block, Ctrl-Z stops sbx, Ctrl-D leaves", async (t) => {
   const repl = openRepl(t);
   await repl.terminal.type("x = ", ctrl("c"));
