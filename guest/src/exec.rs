@@ -107,6 +107,11 @@ impl Body {
         self.flags
     }
 
+    /// Of the execution before, until `start`.
+    pub fn is_final(&self) -> bool {
+        self.flags & flags::FINAL != 0
+    }
+
     pub fn is_complete(&self) -> bool {
         self.bytes.len() == self.total
     }
@@ -175,6 +180,8 @@ pub struct Execution {
     pub deadline_us: Option<u64>,
     /// SIGKILL is sent then.
     pub kill_at_us: Option<u64>,
+    /// SIGINT is sent again then.
+    pub interrupt_at_us: Option<u64>,
     /// The memory is looked at then.
     pub watch_at_us: Option<u64>,
     pub outcome: Outcome,
@@ -207,6 +214,7 @@ impl Execution {
             started_us: 0,
             deadline_us: None,
             kill_at_us: None,
+            interrupt_at_us: None,
             watch_at_us: None,
             outcome: Outcome { exit_code: -1, is_timed_out: false, execution_us: 0, is_reset: false, output_limit: None, value: None },
             output_left: request.output_limits,
@@ -227,6 +235,7 @@ impl Execution {
         self.phase = Phase::Draining(pending);
         self.deadline_us = None;
         self.kill_at_us = None;
+        self.interrupt_at_us = None;
         self.watch_at_us = None;
         self.outcome.execution_us = now_us - self.started_us;
         self.outcome.exit_code = if self.outcome.is_timed_out { -1 } else { exit_code };
@@ -234,7 +243,7 @@ impl Execution {
 
     /// The earliest time at which something must be done.
     pub fn next_us(&self) -> Option<u64> {
-        [self.deadline_us, self.kill_at_us, self.watch_at_us].into_iter().flatten().min()
+        [self.deadline_us, self.kill_at_us, self.interrupt_at_us, self.watch_at_us].into_iter().flatten().min()
     }
 
     pub fn is_running(&self) -> bool {

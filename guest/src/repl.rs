@@ -251,11 +251,16 @@ impl Repl {
         self.confinement.as_ref()
     }
 
-    /// SIGINT as a terminal would send it: to the session's process group.
-    pub fn interrupt(&self) {
+    /// SIGINT as a terminal would send it: to the session's process group. False, and nothing is sent, while a shell has not read its request:
+    /// it may be the one that has just replaced the one before, and would die of it.
+    pub fn interrupt(&self) -> bool {
+        if self.program.is_shell && rustix::io::ioctl_fionread(&self.wires.requests).is_ok_and(|bytes| bytes > 0) {
+            return false;
+        }
         if let Some(pid) = self.pid {
             let _ = rustix::process::kill_process_group(pid, Signal::INT);
         }
+        true
     }
 
     /// SIGTERM to everything, stopped or not.

@@ -20,6 +20,9 @@ use crate::wire::{data, Frame, Kind};
 
 const MAX_CANCEL_GRACE_MS: u64 = 60_000;
 const MAX_ID_BYTES: usize = 128;
+/// An execution younger than this may not have come to the user's code.
+const YOUNG_US: u64 = 100_000;
+const INTERRUPT_AGAIN_US: u64 = 100_000;
 
 impl Server {
     pub(crate) fn on_frame(&mut self, frame: &Frame, now_us: u64) -> Result<(), Fatal> {
@@ -117,11 +120,11 @@ impl Server {
         self.mux.open(stream).map_err(|what| Fatal::Protocol(what.to_owned()))?;
         let open = parse_json(frame.payload)?;
         let answer = match open["method"].as_str() {
-            Some("exec") => match self.open_execution(stream, &open) {
+            Some("exec") => match self.open_execution(stream, &open, now_us) {
                 Ok(()) => return Ok(()),
                 Err(refusal) => Err(refusal),
             },
-            Some("interrupt") => Ok(json!({ "interrupted": self.interrupt() })),
+            Some("interrupt") => Ok(json!({ "interrupted": self.interrupt(now_us) })),
             Some("quiesce") => self.quiesce(),
             Some(method @ ("spawn" | "attach" | "process_list" | "process_signal" | "process_resize")) => {
                 match self.open_process(stream, method, &open) {
@@ -136,7 +139,6 @@ impl Server {
             },
             None => Err(Refusal::bad_request("Cannot open: method must be text")),
         };
-        let _ = now_us;
         match answer {
             Ok(result) => self.channel.put_json(stream, Kind::Result, &result),
             Err(refusal) => self.channel.put_json(stream, Kind::Error, &refusal.to_json()),
@@ -145,7 +147,7 @@ impl Server {
         Ok(())
     }
 
-    fn open_execution(&mut self, stream: u32, open: &Value) -> Result<(), Refusal> {
+    fn open_execution(&mut self, stream: u32, open: &Value, now_us: u64) -> Result<(), Refusal> {
         let request = Request::parse(open)?;
         if self.execution.is_some() {
             return Err(Refusal::new(Code::Busy, "Cannot execute: an execution is running"));
@@ -154,18 +156,31 @@ impl Server {
             return Err(Refusal::new(Code::ReplFailed, "Cannot execute: the language's process does not start"));
         }
         self.release_input();
+        if self.body.is_final() && self.repl.state == State::Ready {
+            // Its program is over, and with it the process.
+            self.is_loss_unreported = true;
+            self.repl.kill(now_us);
+        }
         self.body.start(&request);
         self.last_execution_id = self.last_execution_id.wrapping_add(1);
         self.execution = Some(Execution::new(stream, self.last_execution_id, &request));
         Ok(())
     }
 
-    fn interrupt(&self) -> bool {
-        let is_running = self.execution.as_ref().is_some_and(Execution::is_running);
-        if is_running {
-            self.repl.interrupt();
+    fn interrupt(&mut self, now_us: u64) -> bool {
+        let Some(execution) = self.execution.as_mut().filter(|execution| execution.is_running()) else { return false };
+        // A REPL that has not come to the user's code takes it for one that came too late for the code before, or does not hear it.
+        let is_young = now_us < execution.started_us + YOUNG_US;
+        let is_sent = self.repl.interrupt();
+        execution.interrupt_at_us = (is_young || !is_sent).then_some(now_us + INTERRUPT_AGAIN_US);
+        true
+    }
+
+    /// The execution is still there: SIGINT once more.
+    pub(crate) fn interrupt_again(&mut self, now_us: u64) {
+        if let Some(execution) = &mut self.execution {
+            execution.interrupt_at_us = (!self.repl.interrupt()).then_some(now_us + INTERRUPT_AGAIN_US);
         }
-        is_running
     }
 
     fn quiesce(&mut self) -> Result<Value, Refusal> {
@@ -312,7 +327,7 @@ impl Server {
         if let Some(execution) = &mut self.execution {
             let kill_at_us = now_us + grace_ms * 1_000;
             execution.kill_at_us = Some(execution.kill_at_us.map_or(kill_at_us, |earlier_us| earlier_us.min(kill_at_us)));
-            self.repl.interrupt();
+            self.interrupt(now_us);
         }
     }
 

@@ -246,6 +246,8 @@ impl Server {
             } else if execution.kill_at_us.is_some_and(|at_us| now_us >= at_us) {
                 execution.kill_at_us = None;
                 self.repl.kill(now_us);
+            } else if execution.interrupt_at_us.is_some_and(|at_us| now_us >= at_us) {
+                self.interrupt_again(now_us);
             } else if execution.watch_at_us.is_some_and(|at_us| now_us >= at_us) {
                 execution.watch_at_us = Some(now_us + Watch::PAUSE_US);
                 if self.watch.is_exhausted() {

@@ -168,8 +168,12 @@ impl Host {
     }
 
     fn start_exec(&mut self, code: &str, timeout_ms: u64) -> u32 {
+        self.start_exec_as(code, timeout_ms, false)
+    }
+
+    fn start_exec_as(&mut self, code: &str, timeout_ms: u64, is_final: bool) -> u32 {
         let stream = self.open(&json!({"method": "exec", "envBytes": 0, "codeBytes": code.len(), "timeoutMs": timeout_ms,
-            "stdin": false, "stdoutLimit": 1_000_000, "stderrLimit": 100_000}));
+            "stdin": false, "final": is_final, "stdoutLimit": 1_000_000, "stderrLimit": 100_000}));
         for chunk in code.as_bytes().chunks(65_536) {
             self.send(stream, Kind::Data, chunk);
         }
@@ -325,6 +329,17 @@ fn replaced_processes() {
         let outcome = host.run(code);
         assert_eq!((&outcome.answer["exitCode"], &outcome.answer["reset"]), (&json!(exit_code), &json!(true)), "{code}");
         assert!(host.run("echo alive").out.ends_with("alive"), "{code}");
+    }
+    // A process whose program is over is not used again, whatever it waits for.
+    let stream = host.start_exec_as("echo over", 30_000, true);
+    assert_eq!(host.finish(stream, true).answer["reset"], false);
+    for (code, is_reset) in [("exit 3", true), ("exit 4", false)] {
+        let outcome = host.run(code);
+        assert_eq!(
+            (&outcome.answer["exitCode"], &outcome.answer["reset"]),
+            (&json!(code[5..].parse::<i32>().ok()), &json!(is_reset)),
+            "{code}"
+        );
     }
 }
 

@@ -11,10 +11,11 @@ use crate::exec::{flags, Body};
 use crate::limits;
 
 /// What bash sources when it is needed, each a file in DIRECTORY: without functions, nothing of ours has a name while the user's code runs.
-const SCRIPTS: [(&str, &str); 12] = [
+const SCRIPTS: [(&str, &str); 13] = [
     ("start.sh", include_str!("../repl/shell/start.sh")),
     ("resume.sh", include_str!("../repl/shell/resume.sh")),
     ("traps.sh", include_str!("../repl/shell/traps.sh")),
+    ("interrupt.sh", include_str!("../repl/shell/interrupt.sh")),
     ("special.sh", include_str!("../repl/shell/special.sh")),
     ("after.sh", include_str!("../repl/shell/after.sh")),
     ("exit.sh", include_str!("../repl/shell/exit.sh")),

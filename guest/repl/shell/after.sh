@@ -10,7 +10,7 @@ else
   builtin printf %s "${__sbx_traps:+__sbx_traps=1$'\n'}" >|/run/sbx/state/after
   # Their EXIT trap runs now, once, as the code, and does not change the status unless it exits; ours come back.
   if [[ $__sbx_traps && $1 == staying ]]; then
-    [[ ${ builtin trap -p INT; } ]] || builtin trap '[[ ${__sbx_idle-} ]] || builtin exit 130' INT
+    [[ ${ builtin trap -p INT; } ]] || . /run/sbx/interrupt.sh
     __sbx_trap=${ builtin trap -p EXIT; }
     builtin trap '. /run/sbx/exit.sh' EXIT
     [[ $__sbx_trap != *'. /run/sbx/exit.sh'* && ! $__sbx_final ]] || __sbx_trap=

@@ -4,6 +4,7 @@
 __sbx_last=$? __sbx_flags=$- __sbx_options=${ builtin set +o; } __sbx_int=${ builtin trap -p INT; }
 # Not ignored: a bash cannot undo what it was started with.
 builtin trap : INT
+[[ $__sbx_int != *"': 130'"* ]] || __sbx_int='. /run/sbx/interrupt.sh'
 builtin set +eux
 # A substitution never inherits -e.
 [[ $__sbx_flags != *e* ]] || __sbx_options+=$'\nset -e'

@@ -18,5 +18,5 @@ builtin trap 'builtin trap - EXIT XCPU; builtin kill -XCPU $$' XCPU
 builtin trap 'builtin trap - EXIT XFSZ; builtin kill -XFSZ $$' XFSZ
 builtin trap 'builtin trap - EXIT VTALRM; builtin kill -VTALRM $$' VTALRM
 builtin trap 'builtin trap - EXIT SYS; builtin kill -SYS $$' SYS
-builtin trap '[[ ${__sbx_idle-} ]] || builtin exit 130' INT
+. /run/sbx/interrupt.sh
 builtin trap '. /run/sbx/exit.sh' EXIT
