@@ -37,12 +37,15 @@ export class Qmp {
 
   /** Runs one command. Rejects with `QmpError` when QEMU refuses it, `CommunicationError` when it is gone. */
   execute(command: string, args?: Readonly<Record<string, unknown>>, signal?: AbortSignal): Promise<unknown> {
-    if (this.#closed.signal.aborted) return Promise.reject(this.#closed.signal.reason);
     const answer = Promise.withResolvers<unknown>();
-    answer.promise.catch(() => {}); // Pipelined commands are awaited later; until then their failure is no uncaught exception.
-    this.#waiting.push(answer);
-    this.#pipe.write(JSON.stringify(args ? { execute: command, arguments: args } : { execute: command }) + "\n");
-    return abortable(answer.promise, signal);
+    if (this.#closed.signal.aborted) answer.reject(this.#closed.signal.reason);
+    else {
+      this.#waiting.push(answer);
+      this.#pipe.write(JSON.stringify(args ? { execute: command, arguments: args } : { execute: command }) + "\n");
+    }
+    const outcome = abortable(answer.promise, signal);
+    outcome.catch(() => {}); // Pipelined commands are awaited later; until then their failure is no uncaught exception.
+    return outcome;
   }
 
   /** Saves the device state to `uri`, RAM in shared files excepted. The machine is stopped afterwards. */
@@ -63,7 +66,9 @@ export class Qmp {
   /** Queues the load of a state that `saveState` wrote; the machine then runs. The promise says whether QEMU accepted it. */
   loadState(uri: string, signal?: AbortSignal): Promise<unknown> {
     const capable = this.execute("migrate-set-capabilities", IGNORE_SHARED_RAM, signal);
-    return Promise.all([capable, this.execute("migrate-incoming", { uri }, signal)]);
+    const accepted = Promise.all([capable, this.execute("migrate-incoming", { uri }, signal)]);
+    accepted.catch(() => {}); // As with each command.
+    return accepted;
   }
 
   #receive(chunk: Uint8Array): void {

@@ -5,7 +5,7 @@ import test from "node:test";
 import fc from "fast-check";
 import { CommunicationError } from "../../../src/base/errors.ts";
 import { Qmp, QmpError } from "../../../src/qemu/qmp.ts";
-import { settled } from "../../support/waiting.ts";
+import { eventually, settled, sleep } from "../../support/waiting.ts";
 
 const GREETING = { QMP: { version: { qemu: { major: 10, minor: 0, micro: 13 }, package: "x" }, capabilities: [] } };
 
@@ -94,12 +94,27 @@ test("qmp: messages of any shape end no process, and hold up nobody for ever", a
   await fc.assert(fc.asyncProperty(messages, async (said) => {
     const { qmp, pipe, say } = connect(() => undefined);
     const waits = [qmp.version(), qmp.execute("one"), qmp.saveState("file:x")];
+    // All at once: a save may end before a wait that began earlier.
+    const outcomes = Promise.all(
+      waits.map((wait) => wait.then(() => {}, (error) => assert.ok(isLost(error) || error instanceof QmpError, String(error)))),
+    );
     for (const message of said) say(message);
     setTimeout(() => pipe.destroy(), 1);
-    for (const wait of waits) {
-      await settled(wait.then(() => {}, (error) => assert.ok(isLost(error) || error instanceof QmpError, String(error))), "wait");
-    }
+    await settled(outcomes, "the waits");
   }));
+});
+
+test("qmp: commands that fail before anybody awaits them are no uncaught exceptions", async () => {
+  const { qmp, pipe } = connect(() => ({ error: { desc: "no" } }));
+  const { signal } = new AbortController();
+  const refused = [qmp.execute("one"), qmp.execute("two", undefined, signal), qmp.loadState("file:x")];
+  await sleep(5);
+  for (const command of refused) await assert.rejects(command, QmpError);
+  pipe.destroy();
+  await eventually("it is closed", () => qmp.execute("three").then(() => false, isLost));
+  const late = [qmp.execute("four"), qmp.execute("five", undefined, signal)];
+  await sleep(5);
+  for (const command of late) await assert.rejects(command, isLost);
 });
 
 test("qmp: an answer nobody asked for is dropped, and an abort leaves the order of the others", async () => {
