@@ -1,6 +1,6 @@
 /** Guest: the agent's methods as typed calls; everything it says is checked before it is believed. */
 import type { Duplex } from "node:stream";
-import { abortable, Deadline } from "../base/async.ts";
+import { abortable, Deadline, Semaphore } from "../base/async.ts";
 import { CommunicationError, OutcomeUnknownError, shown } from "../base/errors.ts";
 import {
   CANCEL_GRACE_MS,
@@ -16,7 +16,7 @@ import { DisplayReader } from "./display.ts";
 import { GuestFiles } from "./guest_files.ts";
 import { GuestProcesses } from "./guest_processes.ts";
 import { type DataHandler, Mux, type MuxStream } from "./mux.ts";
-import { BodySource, callAnswer, environmentBlock, type Graces, type Message, stopStream } from "./stream_io.ts";
+import { BodySource, callAnswer, type CallTurn, environmentBlock, type Graces, type Message, stopStream } from "./stream_io.ts";
 import { concat, DATA_FLAG, WireError } from "./wire.ts";
 
 const encoder = new TextEncoder();
@@ -87,6 +87,8 @@ export class GuestChannel {
   readonly processes: GuestProcesses;
   readonly #mux: Mux;
   readonly #graces: Graces;
+  readonly #interrupts = new Semaphore(1);
+  readonly #pings = new Semaphore(1);
   readonly #announced = Promise.withResolvers<GuestAnnouncement>();
   #acknowledged: PromiseWithResolvers<void> | undefined;
   #awaitedId = "";
@@ -167,12 +169,12 @@ export class GuestChannel {
 
   /** Interrupts the running execution as Ctrl-C would; false when nothing ran. */
   async interrupt(signal?: AbortSignal): Promise<boolean> {
-    return (await this.#call({ method: "interrupt" }, signal))["interrupted"] === true;
+    return (await this.#call({ method: "interrupt" }, { turns: this.#interrupts, signal }))["interrupted"] === true;
   }
 
   /** Resolves when the agent answers. */
   async ping(signal?: AbortSignal): Promise<void> {
-    await this.#call({ method: "ping" }, signal);
+    await this.#call({ method: "ping" }, { turns: this.#pings, signal });
   }
 
   /**
@@ -199,7 +201,7 @@ export class GuestChannel {
 
   /** Makes the guest finish what it does in the background, so that its memory can be saved. */
   async quiesce(signal?: AbortSignal): Promise<void> {
-    await this.#call({ method: "quiesce" }, signal);
+    await this.#call({ method: "quiesce" }, { turns: this.#pings, signal });
   }
 
   /** Stops speaking. The machine itself is its owner's. */
@@ -207,9 +209,8 @@ export class GuestChannel {
     this.#mux.close();
   }
 
-  async #call(message: Message, signal?: AbortSignal): Promise<JsonObject> {
-    signal?.throwIfAborted();
-    return answerObject(resultOf(await callAnswer(this.#mux, message, signal), message.method));
+  async #call(message: Message, turn: CallTurn): Promise<JsonObject> {
+    return answerObject(resultOf(await callAnswer(this.#mux, message, turn), message.method));
   }
 
   /** The answer; after an abort by any of `signals` the guest gets time to stop, and the abort's reason is what the caller sees. */

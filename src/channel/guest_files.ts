@@ -152,9 +152,7 @@ export class GuestFiles {
   }
 
   async #call(message: Message, action: string, path: string, signal?: AbortSignal): Promise<Answer> {
-    signal?.throwIfAborted();
-    using _turn = this.#calls.tryAcquire() ?? await this.#calls.acquire(signal);
-    const answer = await callAnswer(this.#mux, message, signal);
+    const answer = await callAnswer(this.#mux, message, { turns: this.#calls, signal });
     const refusal = refusalOf(answer);
     if (refusal) throw fileError(refusal, action, path);
     return answer;

@@ -102,9 +102,7 @@ export class GuestProcesses {
   }
 
   async #call(message: Message, signal?: AbortSignal): Promise<Uint8Array> {
-    signal?.throwIfAborted();
-    using _turn = this.#calls.tryAcquire() ?? await this.#calls.acquire(signal);
-    const answer = await callAnswer(this.#mux, message, signal);
+    const answer = await callAnswer(this.#mux, message, { turns: this.#calls, signal });
     const refusal = refusalOf(answer);
     if (refusal) throw refusalError(refusal, message.method.replaceAll("_", " "));
     return answer.payload;

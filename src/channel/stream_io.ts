@@ -1,5 +1,5 @@
 /** Stream I/O: what all methods share: calls with one answer, bodies fed from a source, streams that are stopped. */
-import { abortable, Deadline } from "../base/async.ts";
+import { abortable, Deadline, type Semaphore } from "../base/async.ts";
 import { CommunicationError } from "../base/errors.ts";
 import { CALL_TIMEOUT_MS, TRANSFER_STALL_MS } from "../base/limits.ts";
 import type { Answer, Mux, MuxStream } from "./mux.ts";
@@ -18,6 +18,12 @@ export interface Graces {
 /** What opens a stream: a method and its parameters. */
 export type Message = { readonly method: string } & Readonly<Record<string, unknown>>;
 
+/** Whose turn a call is, and what ends it. */
+export interface CallTurn {
+  readonly turns: Semaphore;
+  readonly signal?: AbortSignal | undefined;
+}
+
 const encoder = new TextEncoder();
 
 /** Environment variables as they cross the channel. */
@@ -25,16 +31,26 @@ export function environmentBlock(env: Readonly<Record<string, string>>): Uint8Ar
   return encoder.encode(Object.entries(env).map(([name, value]) => `${name}=${value}\0`).join(""));
 }
 
-/** The answer to a message that has nothing else. A guest that never gives it is lost; after an abort it is told to stop, if it still can. */
-export async function callAnswer(mux: Mux, message: Message, signal?: AbortSignal): Promise<Answer> {
-  const late = () => new CommunicationError(`Cannot ${message.method} in the guest: no answer after ${CALL_TIMEOUT_MS} ms`);
-  using deadline = new Deadline(CALL_TIMEOUT_MS, late);
+/**
+ * The answer to a message that has nothing else, in its turn. A guest that never gives it is lost. After an abort it is told to stop, if it
+ * still can; the turn is over with its answer all the same, for until then the stream is one of those that may be open at once.
+ */
+export async function callAnswer(mux: Mux, message: Message, { turns, signal }: CallTurn): Promise<Answer> {
+  signal?.throwIfAborted();
+  const turn = turns.tryAcquire() ?? await turns.acquire(signal);
+  if (mux.closed.aborted) turn[Symbol.dispose](); // Opening fails then.
   const stream = mux.open(message);
+  const late = () => new CommunicationError(`Cannot ${message.method} in the guest: no answer after ${CALL_TIMEOUT_MS} ms`);
+  const timer = setTimeout(() => mux.close(late()), CALL_TIMEOUT_MS);
+  const onOver = () => {
+    clearTimeout(timer);
+    turn[Symbol.dispose]();
+  };
+  stream.answer.then(onOver, onOver);
   try {
-    return await abortable(abortable(stream.answer, deadline.signal), signal);
+    return await abortable(stream.answer, signal);
   } catch (error) {
-    if (error === deadline.signal.reason) mux.close(deadline.signal.reason);
-    else stream.cancel(0);
+    stream.cancel(0);
     throw error;
   }
 }

@@ -81,8 +81,6 @@ export class Session implements AsyncDisposable, FileAccess {
   readonly #idle: IdleTimer;
   /** One execution at a time. */
   readonly #turns = new Semaphore(1);
-  readonly #interrupts = new Semaphore(1);
-  readonly #pings = new Semaphore(1);
   /** Aborts when the session was ended on purpose: what runs ends with that reason. */
   readonly #closing = new AbortController();
   /** Aborts when the session has ended, for whatever reason: what waits ends with it. */
@@ -143,19 +141,15 @@ export class Session implements AsyncDisposable, FileAccess {
 
   /** Interrupts the running execution as Ctrl-C would; false when nothing runs. Code may ignore it: a time-out or an abort it cannot. */
   async interrupt(): Promise<boolean> {
-    return await this.#use(async () => {
-      using _turn = this.#interrupts.tryAcquire() ?? await this.#interrupts.acquire(this.#ended.signal);
-      return await this.#parts.vm.guest.interrupt();
-    });
+    return await this.#use(() => abortable(this.#parts.vm.guest.interrupt(), this.#ended.signal));
   }
 
   /** The milliseconds that the guest takes to answer. */
   async ping(options: CallOptions = {}): Promise<number> {
     const signal = checkSignal("ping", checkFields("ping", options, CALL_FIELDS).signal);
     return await this.#use(async () => {
-      using _turn = this.#pings.tryAcquire() ?? await this.#pings.acquire(this.#ended.signal);
       const startedAt = performance.now();
-      await this.#parts.vm.guest.ping(signal);
+      await abortable(this.#parts.vm.guest.ping(signal), this.#ended.signal);
       return performance.now() - startedAt;
     });
   }

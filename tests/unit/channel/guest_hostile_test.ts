@@ -46,7 +46,7 @@ const MALFORMED: ReadonlyArray<readonly [string, Uint8Array]> = [
 for (const [name, payload] of MALFORMED) {
   test(`guest: a RESULT of ${name} is a GuestAgentError`, async () => {
     const { channel } = connect(answering(payload));
-    await rejectsWith(channel.exec(REQUEST, quiet), GuestAgentError, /^Cannot read the guest's answer/);
+    await rejectsWith(channel.exec(PATIENT, quiet), GuestAgentError, /^Cannot read the guest's answer/);
     assert.equal(channel.closed.aborted, false, "the channel itself is whole");
   });
 }
@@ -68,7 +68,7 @@ const ERRORS: ReadonlyArray<readonly [unknown, RegExp, string]> = [
 for (const [error, says, retry] of ERRORS) {
   test(`guest: an ERROR of ${JSON.stringify(error).slice(0, 60)} is a GuestAgentError`, async () => {
     const { channel } = connect(answering(json(error), KIND.error));
-    const running = channel.exec(REQUEST, quiet);
+    const running = channel.exec(PATIENT, quiet);
     await rejectsWith(running, GuestAgentError, says);
     assert.equal(await running.catch((failure) => failure.retry), retry);
     await rejectsWith(channel.ping(), GuestAgentError, /^Cannot ping/);
@@ -76,7 +76,7 @@ for (const [error, says, retry] of ERRORS) {
 }
 test("guest: an ERROR that is no JSON is a GuestAgentError", async () => {
   const { channel } = connect(answering(Uint8Array.of(0xc0), KIND.error));
-  await rejectsWith(channel.exec(REQUEST, quiet), GuestAgentError);
+  await rejectsWith(channel.exec(PATIENT, quiet), GuestAgentError);
 });
 
 const HELLOS: ReadonlyArray<readonly [string, Uint8Array]> = [
@@ -100,7 +100,7 @@ for (const [name, payload] of HELLOS) {
     for (const promise of waiting) await rejectsWith(promise, CommunicationError, /^Cannot understand the guest: /);
     await rejectsWith(running, OutcomeUnknownError, /^Cannot tell how the code ended/);
     assert.ok(channel.closed.reason instanceof CommunicationError);
-    await rejectsWith(channel.exec(REQUEST, quiet), CommunicationError);
+    await rejectsWith(channel.exec(PATIENT, quiet), CommunicationError);
     await rejectsWith(channel.hello(IDENTITY), CommunicationError);
     await rejectsWith(channel.announced(), CommunicationError);
   });

@@ -17,7 +17,7 @@ import {
   REPLY,
   REQUEST,
 } from "../../support/guest_peer.ts";
-import { settled, sleep } from "../../support/waiting.ts";
+import { eventually, settled, sleep } from "../../support/waiting.ts";
 
 test("guest: an execution sends method, limits, environment and code, and gives output and reply", async () => {
   const output: Array<[string, string]> = [];
@@ -177,12 +177,35 @@ test("guest: waiting for HELLO, its acknowledgement or an answer ends with the s
   for (const promise of waiting) await assert.rejects(settled(promise, "the abort"), (error) => error === reason);
 });
 
-test("guest: no more calls than the limit wait at once, and the next is refused before it is sent", async () => {
+test("guest: no more streams than the limit are open at once, and the next is refused before it is sent", async () => {
   const { channel } = connect();
-  const waiting = Array.from({ length: STREAMS_MAX }, () => channel.ping());
-  await rejectsWith(channel.ping(), CommunicationError, /at most 64/);
+  const waiting = Array.from({ length: STREAMS_MAX }, () => channel.exec(PATIENT, quiet));
+  await rejectsWith(channel.exec(PATIENT, quiet), CommunicationError, /at most 64/);
   channel.close();
-  for (const promise of waiting) await rejectsWith(promise, CommunicationError, /closed by us$/);
+  for (const promise of waiting) await rejectsWith(promise, OutcomeUnknownError, /the VM was lost/);
+});
+
+test("guest: calls that were given up take no more streams than others, and give them back when they are answered", async () => {
+  const { channel, peer, received } = connect(), reason = new Error("enough");
+  const opens = () => received.filter(({ kind }) => kind === KIND.open);
+  for (let count = 0; count < 2 * STREAMS_MAX; count++) {
+    const controller = new AbortController(), { signal } = controller;
+    const calls: Promise<unknown>[] = [
+      channel.ping(signal),
+      channel.interrupt(signal),
+      channel.files.rename("a", { to: "b", signal }),
+      channel.processes.list(signal),
+    ];
+    await null;
+    controller.abort(reason);
+    for (const call of calls) await assert.rejects(settled(call, "the abort"), (error) => error === reason);
+  }
+  assert.ok(opens().length <= 16, `${opens().length} streams are open`);
+  const waiting = channel.ping();
+  for (const { stream } of opens()) peer.send(stream, KIND.result, json({}));
+  await eventually("it is its turn", () => parsed(opens().at(-1)).method === "ping");
+  peer.send(opens().at(-1)!.stream, KIND.result, json({}));
+  await settled(waiting, "the next ping");
 });
 
 test("guest: answers of one execution do not reach the next", async () => {
