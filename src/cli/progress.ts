@@ -88,7 +88,7 @@ export class Progress implements Disposable {
       return `${name}: ${task.message || "working"}${percent} (${this.#elapsed(task)})`;
     });
     // One column stays free: a full line would wrap on some terminals, and could then not be taken back.
-    const line = parts.join(" · ").slice(0, Math.max(this.#output.columns - 1, 10));
+    const line = fitted(parts.join(" · "), Math.max(this.#output.columns - 1, 10));
     if (!this.#isLineShown) this.#output.startLine(); // What a program wrote stays.
     this.#output.write(`\r${line}\x1b[K`);
     this.#isLineShown = true;
@@ -97,4 +97,15 @@ export class Progress implements Disposable {
   #elapsed(task: Task): string {
     return `${((this.#nowMs() - task.startedMs) / 1000).toFixed(1)} s`;
   }
+}
+
+/** As much of `text` as surely fits: what lies beyond the scripts of one column counts as two. */
+function fitted(text: string, columns: number): string {
+  let end = 0, width = 0;
+  for (const character of text) {
+    width += (character.codePointAt(0) ?? 0) < 0x1100 ? 1 : 2;
+    if (width > columns) break;
+    end += character.length;
+  }
+  return text.slice(0, end);
 }

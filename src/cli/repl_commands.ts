@@ -12,7 +12,7 @@ import { nearest, wordsOf } from "./repl_words.ts";
 import { sizeOf, transferProgress } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
 import { downloadTree, type Transferred, uploadTree } from "./transfer.ts";
-import { STANDARD_OUTPUT } from "./transfer_spec.ts";
+import { checkDownload, checkUpload, STANDARD_OUTPUT } from "./transfer_spec.ts";
 
 /** What a word of a command is. */
 export type WordKind = "local" | "guest" | "guest-directory" | "language" | "command" | "number";
@@ -208,24 +208,31 @@ async function help([name]: readonly string[], { stdout }: ReplWorld): Promise<v
 }
 
 async function upload([local = "", guest = ""]: readonly string[], { vm, stderr, signal, progress }: ReplWorld): Promise<void> {
+  const spec = checkUpload({ local: expandHome(local), guest }, { action: "run :upload", text: local });
   const session = await vm.session(signal);
-  using task = taskOf(progress, `upload ${printable(local)}`);
-  const done = await uploadTree(session, { local: expandHome(local), guest }, { signal, onProgress: task.onProgress });
+  const done = await showing(progress, `upload ${printable(local)}`, (onProgress) => uploadTree(session, spec, { signal, onProgress }));
   note(stderr, `${done.local} → ${summaryOf(done, done.guest)}`);
 }
 
 async function download([guest = "", local]: readonly string[], { vm, stdout, stderr, signal, progress }: ReplWorld): Promise<void> {
+  const place = local === undefined ? undefined : expandHome(local);
+  const spec = checkDownload({ guest, local: place }, { action: "run :download", text: local ?? guest });
   const session = await vm.session(signal);
-  using task = taskOf(progress, `download ${printable(guest)}`);
-  const spec = { guest, local: local === undefined ? undefined : expandHome(local) };
   const writeOutput = (bytes: Uint8Array) => stdout.writeBytes(bytes);
-  const done = await downloadTree(session, spec, { signal, onProgress: task.onProgress, writeOutput });
+  const run = (onProgress: OnTransfer) => downloadTree(session, spec, { signal, onProgress, writeOutput });
+  const done = await showing(progress, `download ${printable(guest)}`, run);
   if (done.local !== STANDARD_OUTPUT) note(stderr, `${done.guest} → ${summaryOf(done, done.local)}`);
 }
 
-/** Tells of a transfer while it goes on. */
-function taskOf(progress: Progress, name: string) {
-  return { onProgress: transferProgress(progress, name), [Symbol.dispose]: () => progress.drop(name) };
+type OnTransfer = ReturnType<typeof transferProgress>;
+
+/** Tells of a transfer while it goes on; nothing of that is left when it is over. */
+async function showing<T>(progress: Progress, task: string, run: (onProgress: OnTransfer) => Promise<T>): Promise<T> {
+  try {
+    return await run(transferProgress(progress, task));
+  } finally {
+    progress.drop(task);
+  }
 }
 
 function summaryOf({ files, bytes }: Transferred, target: string): string {

@@ -30,18 +30,36 @@ export const STANDARD_OUTPUT = "-";
 /** Reads `LOCAL[:GUEST]`. Throws `UsageError`, and `InputValidationError` for a bad path in the guest. */
 export function parseUpload(text: string): UploadSpec {
   const [local, guest = ""] = splitSpec(text);
-  checkLocal("upload", local, text);
-  checkGuestPath("upload", guest, { isHomeAllowed: true });
-  return { local, guest };
+  return checkUpload({ local, guest }, { action: "set --upload", text });
 }
 
 /** Reads `GUEST[:LOCAL]`. Throws `UsageError`, and `InputValidationError` for a bad path in the guest. */
 export function parseDownload(text: string): DownloadSpec {
   const [guest, local] = splitSpec(text);
-  if (local !== undefined) checkLocal("download", local, text);
-  if (guest === "") throw new UsageError(`Cannot set --download: must name a file or directory of the guest, got ${JSON.stringify(text)}`);
-  checkGuestPath("download", guest, { isHomeAllowed: true });
-  return { guest, local };
+  return checkDownload({ guest, local }, { action: "set --download", text });
+}
+
+/** What is to be done with a spec, and what the user wrote: for messages. */
+export interface SpecOrigin {
+  readonly action: string;
+  readonly text: string;
+}
+
+/** Returns `spec` when it can be one. Throws as `parseUpload` does. */
+export function checkUpload(spec: UploadSpec, origin: SpecOrigin): UploadSpec {
+  checkLocal(spec.local, origin);
+  if (spec.local === STANDARD_OUTPUT) throw refusal("be a file or a directory", origin);
+  checkGuestPath("upload", spec.guest, { isHomeAllowed: true });
+  return spec;
+}
+
+/** Returns `spec` when it can be one. Throws as `parseDownload` does. */
+export function checkDownload(spec: DownloadSpec, origin: SpecOrigin): DownloadSpec {
+  const { action, text } = origin;
+  if (spec.local !== undefined) checkLocal(spec.local, origin);
+  if (spec.guest === "") throw new UsageError(`Cannot ${action}: must name a file or directory of the guest, got ${JSON.stringify(text)}`);
+  checkGuestPath("download", spec.guest, { isHomeAllowed: true });
+  return spec;
 }
 
 /** The two sides: the last colon splits, and `\:` is a colon of a name (`\\` a backslash before one). */
@@ -59,12 +77,14 @@ function isEscape(text: string, position: number): boolean {
   return text[position] === "\\" && (text[position + 1] === ":" || text[position + 1] === "\\");
 }
 
-function checkLocal(option: "upload" | "download", local: string, text: string): void {
-  const fail = (wanted: string) => new UsageError(`Cannot set --${option}: the local path must ${wanted}, got ${JSON.stringify(text)}`);
-  if (local === "") throw fail("not be empty");
-  if (local.includes("\0")) throw fail("have no NUL character in it");
-  if (Buffer.byteLength(local) > PATH_MAX_BYTES) throw fail(`be at most ${PATH_MAX_BYTES} bytes`);
-  if (option === "upload" && local === STANDARD_OUTPUT) throw fail("be a file or a directory");
+function checkLocal(local: string, origin: SpecOrigin): void {
+  if (local === "") throw refusal("not be empty", origin);
+  if (local.includes("\0")) throw refusal("have no NUL character in it", origin);
+  if (Buffer.byteLength(local) > PATH_MAX_BYTES) throw refusal(`be at most ${PATH_MAX_BYTES} bytes`, origin);
+}
+
+function refusal(wanted: string, { action, text }: SpecOrigin): UsageError {
+  return new UsageError(`Cannot ${action}: the local path must ${wanted}, got ${JSON.stringify(text)}`);
 }
 
 /** The last name of a local path; "" where it has none: `.`, `..`, `/`. */

@@ -102,3 +102,11 @@ test("a message cannot steer the terminal", () => {
   progressOn(output).progress.update({ task: "a", message: "x\x1b[2J\ny" });
   assert.equal(output.text, "a: x\uFFFD[2J y\n");
 });
+
+test("a line of wide characters never fills its row", () => {
+  const output = new FakeOutput({ isTty: true, columns: 20 });
+  const { progress } = progressOn(output);
+  progress.update({ task: "漢".repeat(40) });
+  progress[Symbol.dispose]();
+  assert.equal(output.text, `\r${"漢".repeat(9)}\x1b[K\r\x1b[K`);
+});
