@@ -15,6 +15,8 @@ export interface EditorTerminal extends Size {
   readonly hasColor: boolean;
   /** Is there more typed than was read? */
   readonly hasInput: boolean;
+  /** Does what comes next have its own indentation: pasted without marks, or typed ahead with blanks in front? */
+  readonly isNextIndented: boolean;
   write(text: string): void;
   /** The next event, in order. */
   next(): Promise<TerminalEvent>;
@@ -127,7 +129,7 @@ export class LineEditor {
         this.#settle();
         this.#walk = undefined;
         // What closes a block stands as far left as what opened it; pasted text has its own indentation.
-        if (CLOSING.test(event.text) && !this.#terminal.hasInput && /^ +$/.test(this.#buffer.lineBeforeCursor)) {
+        if (CLOSING.test(event.text) && !this.#terminal.isNextIndented && /^ +$/.test(this.#buffer.lineBeforeCursor)) {
           this.#buffer.backspace(this.#given().indent);
         }
         return this.#buffer.insert(event.text);
@@ -157,8 +159,7 @@ export class LineEditor {
       const verdict = await assist.check(buffer.text);
       if (verdict.state === "incomplete") {
         const isAtEnd = buffer.text.slice(buffer.cursor).trim() === "";
-        // What is typed ahead, or pasted by a terminal that does not mark it, brings its own indentation.
-        return buffer.insert(`\n${isAtEnd && !this.#terminal.hasInput ? verdict.indent : ""}`);
+        return buffer.insert(`\n${isAtEnd && !this.#terminal.isNextIndented ? verdict.indent : ""}`);
       }
     }
     return this.#submit();
@@ -167,7 +168,7 @@ export class LineEditor {
   /** A line break that never runs anything, with the indentation of the line before. */
   newline(): void {
     const indent = /^[ \t]*/.exec(this.#buffer.lineBeforeCursor)?.[0] ?? "";
-    this.#buffer.insert(`\n${this.#terminal.hasInput ? "" : indent}`);
+    this.#buffer.insert(`\n${this.#terminal.isNextIndented ? "" : indent}`);
   }
 
   cancel(): Entered {

@@ -4,12 +4,11 @@ import process from "node:process";
 import { exitCodeOf, reportError } from "./failure.ts";
 import type { Output } from "./output.ts";
 import type { EditorTerminal, TerminalEvent } from "./repl_editor.ts";
+import { EventQueue } from "./repl_events.ts";
 import { KeyDecoder } from "./repl_keys.ts";
 
 /** An Escape that nothing follows for so long is the key itself. */
 const ESCAPE_MS = 50;
-/** Typed ahead and not read; more is not kept. */
-const EVENTS_MAX = 100_000;
 const PASTE_ON = "\x1b[?2004h", PASTE_OFF = "\x1b[?2004l";
 /** Colours off, cursor shown: whatever stood on the screen when the process ends must not go on. */
 const PLAIN = "\x1b[0m\x1b[?25h";
@@ -32,7 +31,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   readonly hasColor: boolean;
   readonly #output: Output;
   readonly #decoder = new KeyDecoder();
-  readonly #events: TerminalEvent[] = [];
+  readonly #events = new EventQueue();
   readonly #listeners: ReadonlyArray<readonly [NodeJS.EventEmitter, string, (...args: never[]) => void]>;
   #wake: (() => void) | undefined;
   #interceptor: Interceptor | undefined;
@@ -75,7 +74,11 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   }
 
   get hasInput(): boolean {
-    return this.#events.length > 0;
+    return !this.#events.isEmpty;
+  }
+
+  get isNextIndented(): boolean {
+    return this.#events.isNextIndented;
   }
 
   write(text: string): void {
@@ -89,11 +92,6 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
       if (this.#isEnded) return { type: "closed" };
       await new Promise<void>((resolve) => this.#wake = resolve);
     }
-  }
-
-  /** Forgets what was typed ahead. */
-  discardInput(): void {
-    this.#events.length = 0;
   }
 
   /** While not disposed, `interceptor` sees every event as it comes. What it does not keep waits for `next`. */
@@ -145,8 +143,8 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   }
 
   #push(event: TerminalEvent): void {
-    if (this.#interceptor?.(event) || this.#events.length >= EVENTS_MAX) return;
-    this.#events.push(event);
+    if (this.#interceptor?.(event)) return;
+    this.#events.push(event, performance.now());
     this.#wake?.();
   }
 

@@ -2,6 +2,7 @@
 import { Buffer } from "node:buffer";
 import type { CliTerminal } from "../../../src/cli/context.ts";
 import type { TerminalEvent } from "../../../src/cli/repl_editor.ts";
+import { EventQueue } from "../../../src/cli/repl_events.ts";
 import { KeyDecoder } from "../../../src/cli/repl_keys.ts";
 import type { TerminalTaker } from "../../../src/cli/repl_terminal.ts";
 import { graphemes, graphemeWidth } from "../../../src/cli/repl_width.ts";
@@ -48,7 +49,8 @@ export class FakeTerminal implements CliTerminal {
   readonly #cells: string[][] = [[]];
   #row = 0;
   #column = 0;
-  readonly #events: TerminalEvent[] = [];
+  readonly #events = new EventQueue();
+  #nowMs = 0;
   #wake: (() => void) | undefined;
   /** Settled each time the reader waits for more. */
   #idle: PromiseWithResolvers<void> = Promise.withResolvers<void>();
@@ -60,7 +62,23 @@ export class FakeTerminal implements CliTerminal {
   }
 
   get hasInput(): boolean {
-    return this.#events.length > 0;
+    return !this.#events.isEmpty;
+  }
+
+  get isNextIndented(): boolean {
+    return this.#events.isNextIndented;
+  }
+
+  /** Types `strokes` one after the other before any of them is read. */
+  async typeAhead(...strokes: readonly string[]): Promise<void> {
+    const events = strokes.map((stroke) => new KeyDecoder().push(Buffer.from(stroke)));
+    this.#idle = Promise.withResolvers<void>();
+    for (const event of events) {
+      this.#nowMs += 20;
+      for (const each of event) this.#events.push(each, this.#nowMs);
+    }
+    this.#wake?.();
+    await this.#idle.promise;
   }
 
   /** Types `bytes`, and waits until the editor has dealt with them. */
@@ -74,7 +92,8 @@ export class FakeTerminal implements CliTerminal {
   /** Hands `events` over, and waits until the editor has dealt with them. */
   async send(...events: readonly TerminalEvent[]): Promise<void> {
     this.#idle = Promise.withResolvers<void>();
-    this.#events.push(...events.filter((event) => !this.#interceptor?.(event)));
+    this.#nowMs += 20;
+    for (const event of events) if (!this.#interceptor?.(event)) this.#events.push(event, this.#nowMs);
     this.#wake?.();
     await this.#idle.promise;
   }

@@ -78,6 +78,20 @@ test("what is typed ahead keeps its own indentation", async () => {
   assert.deepEqual(await entered({ check: untilBlank }, "if x:\r    y\r\r"), { type: "block", text: "if x:\n    y\n" });
 });
 
+test("what is typed ahead is indented as if it had been waited for, unless it brings blanks", async () => {
+  for (
+    const [strokes, text] of [
+      [["if x:", KEYS.enter, "y", KEYS.enter, KEYS.enter], "if x:\n    y\n    "],
+      [["if x:", KEYS.enter, "  y", KEYS.enter, KEYS.enter], "if x:\n  y\n    "],
+      [["if x:", KEYS.enter, "(", KEYS.altEnter, ")", KEYS.enter], "if x:\n    (\n)"],
+    ] as const
+  ) {
+    const { terminal, reading } = open({ check: untilBlank });
+    void terminal.typeAhead(...strokes);
+    assert.deepEqual(await settled(reading, "the block"), { type: "block", text });
+  }
+});
+
 test("a pasted block is edited as a whole and runs with one Enter", async () => {
   const { terminal, reading } = open({ check: untilBlank });
   await terminal.type(paste("for i in x:\r\n\ty\r\n"));
