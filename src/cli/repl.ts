@@ -198,7 +198,7 @@ export class Repl {
     try {
       session = await vm.session(signals);
       const timeoutSeconds = this.#timeoutSeconds;
-      const outcome = await runBlock(session, code, { stdout, stderr, display, signal: signals, timeoutSeconds });
+      const outcome = await runBlock(session, code, { stdout, stderr, display, signal: signals, timeoutSeconds, isRestored: true });
       this.#isFailed = exitCodeOfOutcome(outcome) !== 0;
       clearTimeout(patience);
       if (!signal.aborted) reportOutcome(outcome, stderr, this.#reporting());

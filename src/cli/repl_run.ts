@@ -9,6 +9,7 @@ import { EXIT, exitCodeOf, InterruptedError, printable, reportError, writeReport
 import type { Output } from "./output.ts";
 import type { Display } from "./repl_display.ts";
 import { highlight } from "./repl_highlight.ts";
+import { Modes, PASTE_ON } from "./repl_modes.ts";
 import { styled } from "./repl_screen.ts";
 import { type Outcome, partialResult } from "./result_json.ts";
 
@@ -34,11 +35,13 @@ export interface BlockOptions extends Shown {
   readonly signal: AbortSignal;
   /** Default: the session's. */
   readonly timeoutSeconds?: number | undefined;
+  /** What code does to the terminal does not outlive it: neither a hidden cursor nor another screen nor pastes without marks. */
+  readonly isRestored?: boolean;
 }
 
 /** Runs `code` and shows what it shows, its value last. A failure is an outcome too. */
 export async function runBlock(session: CliSession, code: string, options: BlockOptions): Promise<Outcome> {
-  const { stdout, stderr, display, signal, timeoutSeconds } = options;
+  const { stdout, stderr, display, signal, timeoutSeconds } = options, modes = options.isRestored ? new Modes() : undefined;
   let result: ExecutionResult | undefined;
   const texts = new Set<string>();
   try {
@@ -47,16 +50,24 @@ export async function runBlock(session: CliSession, code: string, options: Block
       else if (event.type === "display") {
         const text = await display.show(event.data);
         if (text !== undefined) texts.add(text);
-      } else (event.type === "stdout" ? stdout : stderr).write(event.text);
+      } else write(event.text, options[event.type], modes);
     }
   } catch (error) {
     return { error };
+  } finally {
+    const undone = modes?.undo();
+    if (undone) stderr.write(undone + PASTE_ON);
   }
   if (result === undefined) return { error: new OutcomeUnknownError("Cannot tell how the code ended: there is no result") };
   const { value } = result;
   // What has a richer form of the same text has been shown.
   if (value !== undefined && !texts.has(value)) writeValue(stdout, value, session.language);
   return { result };
+}
+
+function write(text: string, output: Output, modes: Modes | undefined): void {
+  if (output.isTty) modes?.take(text);
+  output.write(text);
 }
 
 function writeValue(stdout: Output, value: string, language: Language): void {

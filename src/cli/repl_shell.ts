@@ -3,6 +3,7 @@ import { abortable, settlesWithin } from "../base/async.ts";
 import type { CliProcess, CliSession, CliTerminal } from "./context.ts";
 import { InterruptedError } from "./failure.ts";
 import type { Output } from "./output.ts";
+import { Modes } from "./repl_modes.ts";
 
 /** Terminals that the guest's terminfo database knows; others are near enough to xterm. */
 const KNOWN_TERMS: ReadonlySet<string> = new Set([
@@ -17,12 +18,6 @@ const KNOWN_TERMS: ReadonlySet<string> = new Set([
   "xterm-256color",
 ]);
 const OTHER_TERM = "xterm-256color";
-/** Modes that a program may leave on: cursor keys, alternate screens, mouse, focus, paste. */
-// deno-lint-ignore no-control-regex
-const MODE = /\x1b\[\?(1|47|1000|1002|1003|1004|1006|1047|1049|2004)([hl])/g;
-const SEQUENCE_MAX_CHARS = 16;
-/** What a terminal looks like when nothing was done to it: colours off, cursor shown, keypad as numbers. */
-const PLAIN = "\x1b[0m\x1b[?25h\x1b>";
 const OUTPUT_GRACE_MS = 2_000;
 
 /** What the shell is connected to. */
@@ -54,7 +49,7 @@ export async function runShell(session: CliSession, place: ShellPlace): Promise<
     await settlesWithin(output, OUTPUT_GRACE_MS);
     return exitCode;
   } finally {
-    stdout.write(modes.undone + PLAIN);
+    stdout.write(modes.undo());
     stdout.startLine();
     await process.detach().catch(() => {}); // It has ended, or its session has.
   }
@@ -75,24 +70,4 @@ function shellEnv({ TERM: term = "", COLORTERM: colors }: ShellPlace["env"]): Re
     ...(colors === "truecolor" || colors === "24bit" ? { COLORTERM: colors } : {}),
     LANG: "C.UTF-8",
   };
-}
-
-/** The terminal's modes that are on: an editor that was killed leaves them so. */
-class Modes {
-  readonly #on = new Set<string>();
-  #tail = "";
-
-  take(text: string): void {
-    const seen = this.#tail + text;
-    for (const [, mode = "", state] of seen.matchAll(MODE)) {
-      if (state === "h") this.#on.add(mode);
-      else this.#on.delete(mode);
-    }
-    this.#tail = seen.slice(-SEQUENCE_MAX_CHARS);
-  }
-
-  /** The sequences that switch them off. */
-  get undone(): string {
-    return [...this.#on].map((mode) => `\x1b[?${mode}l`).join("");
-  }
 }

@@ -6,10 +6,10 @@ import type { Output } from "./output.ts";
 import type { EditorTerminal, TerminalEvent } from "./repl_editor.ts";
 import { EventQueue } from "./repl_events.ts";
 import { KeyDecoder } from "./repl_keys.ts";
+import { PASTE_OFF, PASTE_ON } from "./repl_modes.ts";
 
 /** An Escape that nothing follows for so long is the key itself. */
 const ESCAPE_MS = 50;
-const PASTE_ON = "\x1b[?2004h", PASTE_OFF = "\x1b[?2004l";
 /** Colours off, cursor shown: whatever stood on the screen when the process ends must not go on. */
 const PLAIN = "\x1b[0m\x1b[?25h";
 

@@ -168,6 +168,14 @@ export class Terminal implements AsyncDisposable {
     return (await this.#tmux(["capture-pane", "-p", ...(isStyled ? ["-e"] : [])])).trimEnd();
   }
 
+  /** What programs have switched in the terminal: flags, and the last row of the scroll region. */
+  async state(): Promise<Readonly<Record<"alternate" | "cursor" | "mouse" | "wrap" | "regionEnd", string>>> {
+    const format = "#{alternate_on} #{cursor_flag} #{mouse_any_flag} #{wrap_flag} #{scroll_region_lower}";
+    const [alternate = "", cursor = "", mouse = "", wrap = "", regionEnd = ""] = (await this.#tmux(["display-message", "-p", format]))
+      .trim().split(" ");
+    return { alternate, cursor, mouse, wrap, regionEnd };
+  }
+
   /** Waits until the screen matches. */
   async shows(pattern: RegExp, timeoutMs = 20_000): Promise<string> {
     const until = performance.now() + timeoutMs;

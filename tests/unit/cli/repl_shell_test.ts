@@ -15,13 +15,14 @@ test(":shell hands the terminal over, byte by byte, and takes it back as it was"
   repl.terminal.taker?.onBytes(new TextEncoder().encode("ls\x03\x1a"));
   repl.terminal.columns = 90;
   repl.terminal.taker?.onResize();
-  shell?.say(new TextEncoder().encode("\x1b[?1049h\x1b[?2004hprompt"));
+  shell?.say(new TextEncoder().encode("\x1b[?1049h\x1b[?1006;1000h\x1b[?20"));
+  shell?.say(new TextEncoder().encode("04hprompt"));
   await eventually("it is typed", () => shell?.typed === "ls\x03\x1a");
   assert.deepEqual(shell?.sizes, ["90x40"]);
   shell?.exit(3);
   await repl.shows(/the shell ended with 3; back at the prompt\npy>$/);
   assert.equal(repl.terminal.taker, undefined);
-  assert.ok(repl.terminal.written.includes("\x1b[?1049l\x1b[?2004l\x1b[0m\x1b[?25h"));
+  assert.ok(repl.terminal.written.includes("\x1b[0m\x1b[?25h\x1b>\x1b(B\x0f\x1b[?1049l\x1b[?1006l\x1b[?1000l\x1b[?2004l"));
   assert.ok(shell?.isDetached);
 });
 

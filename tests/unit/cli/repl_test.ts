@@ -310,7 +310,35 @@ test(":upload and :download copy by the rules of --upload and --download, and te
   await repl.shows(/sbx: Cannot [^\n]*\/no\/such\/file[^\n]*\n[^]*py>$/);
   repl.enter(`:download missing ${directory}/none.txt`);
   await repl.shows(/does not exist\n[^]*does not exist\npy>$/);
+  for (
+    const [line, refusal] of [
+      [`:upload '${local}' /etc/x`, /Cannot upload: path must be relative to the home directory, got "\/etc\/x"/],
+      [":upload ''", /Cannot run :upload: the local path must not be empty/],
+      [":upload -", /Cannot run :upload: the local path must be a file or a directory, got "-"/],
+      [":download /etc/passwd", /Cannot download: path must be relative to the home directory, got "\/etc\/passwd"/],
+      [":download ''", /Cannot run :download: must name a file or directory of the guest/],
+    ] as const
+  ) {
+    repl.enter(line);
+    await repl.shows(new RegExp(`${refusal.source}[^]*py>$`));
+  }
   assert.deepEqual((await fs.readdir(directory)).sort(), ["a file.txt", "got.txt"]);
+});
+
+test("what code does to the terminal ends with it", async (t) => {
+  const outputs = ["\x1b[?1049h\x1b[?25l\x1b[31m", "\x1b[?20", "04l\x1b]0;open"];
+  const repl = openRepl(t, {
+    async *execute({ code }) {
+      if (code === "hostile()") { for (const text of outputs) yield { type: "stdout", text }; }
+      yield ended();
+    },
+  });
+  repl.enter("plain()");
+  await eventually("it ran", () => repl.sessions[0]?.executed.length === 1);
+  await repl.shows(/plain\(\)\npy>$/);
+  assert.ok(!repl.terminal.written.includes("\x1b[?25h"), "nothing is done where nothing was");
+  repl.enter("hostile()");
+  await eventually("it is undone", () => repl.terminal.written.includes("\x1b\\\x1b[0m\x1b[?25h\x1b>\x1b(B\x0f\x1b[?1049l\x1b[?2004h"));
 });
 
 test(":processes lists what runs beside the prompt", async (t) => {
