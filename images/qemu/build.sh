@@ -15,9 +15,11 @@ for patch in "$here"/patches/*.patch; do patch -p1 --batch < "$patch"; done
 for device in $devices; do echo "CONFIG_$device=y"; done > "configs/devices/$arch-softmmu/sbx.mak"
 mkdir -p build && cd build
 export SOURCE_DATE_EPOCH=0
+# Paths of the build stay out of the program: the same source gives the same bytes wherever it is built.
+paths="-ffile-prefix-map=$(cd .. && pwd)=."
 ../configure --python="$python" --static --target-list="$arch-softmmu" --without-default-features --without-default-devices \
   "--with-devices-$arch=sbx" --enable-system --enable-kvm --enable-tcg --enable-seccomp --enable-fdt=system --enable-lto --enable-strip \
-  --disable-docs --disable-tools --disable-install-blobs --disable-werror
+  --extra-cflags="$paths" --disable-docs --disable-tools --disable-install-blobs --disable-werror
 ninja "qemu-system-$arch"
 strip -o "$out/qemu-sbx" "qemu-system-$arch"
 cat ../VERSION > "$out/version.txt"

@@ -2,6 +2,7 @@
 import process from "node:process";
 import { z } from "zod";
 import { SandboxDependencyError } from "../base/errors.ts";
+import { TRANSLATION_BUFFER_MIB } from "./machine.ts";
 
 /** The layers, in the order in which they are put on. */
 export const LAYER_NAMES = [
@@ -73,8 +74,6 @@ export interface ConfinedCommand {
   readonly parentPid?: number;
 }
 
-/** QEMU's translation buffer, which counts as data whether used or not. */
-const TRANSLATION_BUFFER_MIB = 1024;
 /** Heap and device state of QEMU, about 20 MiB, and 8 MiB of stack for each of the 64 threads that read disks for a busy guest. */
 const QEMU_OVERHEAD_MIB = 1024;
 /** Open files; QEMU uses about 20. */

@@ -28,6 +28,9 @@ export type Memory =
   /** A file; writes go to it when shared, and stay private otherwise. */
   | { readonly kind: "file"; readonly path: string; readonly isShared: boolean };
 
+/** QEMU's buffer for translated code, which counts as data whether used or not. Saved translations only fit one of the same size. */
+export const TRANSLATION_BUFFER_MIB = 512;
+
 /** Everything that decides the arguments. Paths are as QEMU sees them, behind its confinement. */
 export interface MachineSpec {
   /** Tells our QEMUs from all others in the process list. */
@@ -35,6 +38,8 @@ export interface MachineSpec {
   readonly arch: Arch;
   readonly accelerator: Accelerator;
   readonly cpu: string;
+  /** What our own emulator begins with, or the file it saves when it stops for a migration; `id` says whose memory they are of. */
+  readonly translations?: { readonly path: string; readonly id: string; readonly isSaved: boolean } | undefined;
   readonly memoryMiB: number;
   readonly memory: Memory;
   readonly firmware: string;
@@ -51,7 +56,7 @@ export function machineArgs(spec: MachineSpec): string[] {
     ...["-name", spec.name],
     ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
     ...["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
-    ...["-M", machineType(spec), "-accel", acceleratorOption(spec.accelerator), "-cpu", spec.cpu],
+    ...["-M", machineType(spec), "-accel", acceleratorOption(spec), "-cpu", spec.cpu],
     ...["-m", `${spec.memoryMiB}M`, ...memoryOptions(spec)],
     ...(spec.firmware === "" ? [] : ["-bios", spec.firmware]),
     ...startOptions(spec.start),
@@ -96,9 +101,13 @@ function machineType(spec: MachineSpec): string {
     `pit=${legacy},pic=${legacy},rtc=${legacy}${memory}`;
 }
 
-function acceleratorOption(accelerator: Accelerator): string {
+function acceleratorOption({ accelerator, translations }: MachineSpec): string {
+  if (accelerator !== "tcg") return accelerator;
   // One thread: with one CPU there is nothing to run beside it, and the locks of many are not taken.
-  return accelerator === "tcg" ? "tcg,thread=single" : accelerator;
+  const option = `tcg,thread=single,tb-size=${TRANSLATION_BUFFER_MIB}`;
+  if (!translations) return option;
+  const role = translations.isSaved ? "save-translations" : "translations";
+  return `${option},translations-id=${translations.id},${role}=${escaped(translations.path)}`;
 }
 
 function memoryOptions(spec: MachineSpec): string[] {

@@ -1,14 +1,15 @@
 /** Bake: boots a machine once, warms it up and saves it as a template. */
+import { randomBytes } from "node:crypto";
 import path from "node:path";
 import { CommunicationError, GuestAgentError, messageOf, OutcomeUnknownError, SandboxError, SnapshotError } from "../base/errors.ts";
 import { abortable, settlesWithin } from "../base/async.ts";
 import { describeExit, type ExitStatus } from "../host/process.ts";
-import type { Hypervisor } from "../vm/hypervisor.ts";
+import type { Hypervisor, TemplateFiles } from "../vm/hypervisor.ts";
 import { launch } from "../vm/launch.ts";
 import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
 import type { Vm } from "../vm/vm.ts";
 import type { Language } from "./request.ts";
-import { WARM_UP } from "./warm_up.ts";
+import { WARM_UP, type WarmUpStep } from "./warm_up.ts";
 
 const WARM_UP_TIMEOUT_MS = 60_000;
 const QUIT_TIMEOUT_MS = 5_000;
@@ -52,7 +53,7 @@ export async function ensureTemplate(
     });
   try {
     return await store.findOrBake(identity, async (files) => {
-      const log = await bake(hypervisor, identity, { ...options, ...files, report });
+      const log = await bake(hypervisor, identity, { ...options, files, report });
       report("done");
       return log;
     }, { ...options, onWait: () => report("waiting") });
@@ -63,14 +64,13 @@ export async function ensureTemplate(
 }
 
 interface BakeRun extends Pick<BakeOptions, "signal" | "verify"> {
-  readonly ramFile: string;
-  readonly stateFile: string;
+  readonly files: TemplateFiles;
   readonly report: (phase: BakeProgress["phase"]) => void;
 }
 
 async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: BakeRun): Promise<string> {
   run.report("booting");
-  const origin = { kind: "bake", ramFile: run.ramFile, stateFile: run.stateFile } as const;
+  const origin = { kind: "bake", files: run.files } as const;
   await using vm = await launch(hypervisor, { language: identity.language, memoryMiB: identity.memoryMiB, origin });
   try {
     return await fill(vm, identity, run);
@@ -97,7 +97,7 @@ interface FailedBake {
 function explain(cause: unknown, { identity: { language }, run, isBooted, end }: FailedBake): unknown {
   // The machine's memory is a mapped file with holes: a write for which the disk has no room ends QEMU with this signal.
   if (end?.signal === "SIGBUS") {
-    const place = path.dirname(path.dirname(run.ramFile));
+    const place = path.dirname(path.dirname(run.files.ramFile));
     return new SnapshotError(`Cannot save a template for ${language}: no space is left in ${place}`, { cause });
   }
   if (!isBooted || !(cause instanceof OutcomeUnknownError || cause instanceof CommunicationError)) return cause;
@@ -114,18 +114,43 @@ async function fill(vm: Vm, identity: TemplateIdentity, run: BakeRun): Promise<s
   verified?.catch(() => {}); // Awaited below; a boot that fails first is told first.
   await abortable(vm.ready, run.signal);
   run.report("warming");
-  for (const step of WARM_UP[identity.language as Language]) {
-    const request = { code: step.code, env: {}, timeoutMs: WARM_UP_TIMEOUT_MS };
-    const reply = await vm.guest.exec(request, { onOutput: () => {} }, signal);
-    if (reply.exitCode === step.exitCode) continue;
-    throw new GuestAgentError(`Cannot warm up a ${identity.language} VM: exit code ${reply.exitCode} instead of ${step.exitCode}`);
-  }
+  const { prepare, rehearse } = WARM_UP[identity.language as Language];
+  await takeSteps(vm, identity, { steps: prepare, signal });
+  await vm.guest.quiesce(signal);
+  // Our own emulator keeps the translations of what runs after this, for every clone: so what clones do first is done once here, from the
+  // greeting on. Any other QEMU just stops for a moment.
+  await vm.qmp.execute("stop", undefined, signal);
+  await vm.qmp.execute("cont", undefined, signal);
+  await vm.guest.hello({ id: `${vm.id}-rehearsal`, entropy: randomBytes(64), silenceMs: 0 }, signal);
+  await takeSteps(vm, identity, { steps: rehearse, signal });
   await vm.guest.quiesce(signal);
   await verified;
   run.report("saving");
-  await vm.qmp.saveState(`file:${run.stateFile}`, signal);
+  await vm.qmp.saveState(`file:${run.files.stateFile}`, signal);
   // The machine has stopped for good; a clean exit makes sure that everything has left QEMU's buffers.
   void vm.qmp.execute("quit").catch(() => {}); // The monitor closes while it answers.
   await settlesWithin(vm.child.exited, QUIT_TIMEOUT_MS);
   return vm.console.tail;
+}
+
+async function takeSteps(
+  vm: Vm,
+  { language }: TemplateIdentity,
+  { steps, signal }: { readonly steps: readonly WarmUpStep[]; readonly signal: AbortSignal },
+): Promise<void> {
+  for (const step of steps) {
+    const wanted = "code" in step ? step.exitCode : 0;
+    const exitCode = "code" in step ? await runCode(vm, step.code, signal) : await runProgram(vm, step.argv, signal);
+    if (exitCode !== wanted) throw new GuestAgentError(`Cannot warm up a ${language} VM: exit code ${exitCode} instead of ${wanted}`);
+  }
+}
+
+async function runCode(vm: Vm, code: string, signal: AbortSignal): Promise<number> {
+  return (await vm.guest.exec({ code, env: {}, timeoutMs: WARM_UP_TIMEOUT_MS }, { onOutput: () => {} }, signal)).exitCode;
+}
+
+async function runProgram(vm: Vm, argv: readonly string[], signal: AbortSignal): Promise<number> {
+  const request = { argv, env: {}, cwd: "/home/user", hasStdin: false, pty: null, isBackground: false };
+  const program = await vm.guest.processes.spawn(request, () => {}, signal);
+  return await abortable(program.ended, AbortSignal.any([signal, AbortSignal.timeout(WARM_UP_TIMEOUT_MS)]));
 }

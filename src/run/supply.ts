@@ -98,7 +98,7 @@ export class Supply implements AsyncDisposable {
     return await launch(await this.#host(), {
       language: request.language,
       memoryMiB: request.memoryMb,
-      origin: template ? { kind: "clone", ramFile: template.ramFile, stateFile: template.stateFile } : { kind: "cold" },
+      origin: template ? { kind: "clone", files: template } : { kind: "cold" },
       ...(onConsole ? { onConsole } : {}),
     });
   }

@@ -33,14 +33,26 @@ export interface Hypervisor {
   readonly log: Logger;
 }
 
+/** What a template consists of. */
+export interface TemplateFiles {
+  /** The guest's memory, mapped by every clone. */
+  readonly ramFile: string;
+  /** QEMU's device state. */
+  readonly stateFile: string;
+  /** Host code that our own emulator has made of the guest's; empty with any other. */
+  readonly translationsFile: string;
+  /** Tells one bake from the next of the same key: translations fit the memory of their own bake alone. */
+  readonly bakeId: string;
+}
+
 /** How a VM comes to be. */
 export type Origin =
   /** Boots with memory of its own. */
   | { readonly kind: "cold" }
   /** Boots with its memory in a shared file, which becomes a template's. */
-  | { readonly kind: "bake"; readonly ramFile: string; readonly stateFile: string }
+  | { readonly kind: "bake"; readonly files: TemplateFiles }
   /** Continues where the template stopped; writes stay private. */
-  | { readonly kind: "clone"; readonly ramFile: string; readonly stateFile: string };
+  | { readonly kind: "clone"; readonly files: TemplateFiles };
 
 /** What is asked of a VM. */
 export interface LaunchRequest {
@@ -60,11 +72,15 @@ export function commandLineFor(
   hypervisor: Hypervisor,
   request: Pick<LaunchRequest, "language" | "isDiagnostic" | "onConsole"> & { readonly origin: Pick<Origin, "kind"> },
 ): string {
-  const { qemu, candidate, platform } = hypervisor;
   return kernelCommandLine({
     language: request.language,
     console: request.isDiagnostic ? "serial" : "socket",
-    hasNanosecondTsc: qemu.isOwn && candidate.accelerator === "tcg" && platform.arch === "x86_64",
+    hasNanosecondTsc: isOwnEmulator(hypervisor),
     isLogged: !request.isDiagnostic && (request.origin.kind === "bake" || request.onConsole !== undefined),
   });
+}
+
+/** Our own QEMU emulates, with what its patches (images/qemu/patches) add to it. */
+export function isOwnEmulator({ qemu, candidate, platform }: Hypervisor): boolean {
+  return qemu.isOwn && candidate.accelerator === "tcg" && platform.arch === "x86_64";
 }

@@ -10,7 +10,7 @@ import { confine, type ConfinedFile } from "../qemu/confine.ts";
 import { CONSOLE_FD, CONTROL_FD, machineArgs, type MachineSpec, type Memory, QMP_FD, type Start } from "../qemu/machine.ts";
 import { Qmp } from "../qemu/qmp.ts";
 import { Console } from "./console.ts";
-import { commandLineFor, type Hypervisor, type LaunchRequest, type Origin } from "./hypervisor.ts";
+import { commandLineFor, type Hypervisor, isOwnEmulator, type LaunchRequest, type Origin, type TemplateFiles } from "./hypervisor.ts";
 import { Vm } from "./vm.ts";
 
 /**
@@ -70,6 +70,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
     arch: hypervisor.platform.arch,
     accelerator: hypervisor.candidate.accelerator,
     cpu: hypervisor.candidate.cpu,
+    translations: translationsOf(hypervisor, request),
     memoryMiB: request.memoryMiB,
     memory: memoryOf(request.origin),
     firmware: files.firmware.path,
@@ -102,15 +103,25 @@ function originFiles(hypervisor: Hypervisor, { origin }: LaunchRequest): Confine
     case "cold":
       return boot;
     case "bake":
-      return [...boot, { path: origin.ramFile, access: "rw" }, { path: origin.stateFile, access: "rw" }];
+      return [...boot, ...templateFiles(origin.files, "rw")];
     case "clone":
-      return [{ path: origin.ramFile, access: "ro" }, { path: origin.stateFile, access: "ro" }];
+      return templateFiles(origin.files, "ro");
   }
 }
 
 function memoryOf(origin: Origin): Memory {
   if (origin.kind === "cold") return { kind: "anonymous" };
-  return { kind: "file", path: origin.ramFile, isShared: origin.kind === "bake" };
+  return { kind: "file", path: origin.files.ramFile, isShared: origin.kind === "bake" };
+}
+
+function templateFiles({ ramFile, stateFile, translationsFile }: TemplateFiles, access: "ro" | "rw"): ConfinedFile[] {
+  return [ramFile, stateFile, translationsFile].map((path) => ({ path, access }));
+}
+
+function translationsOf(hypervisor: Hypervisor, { origin }: LaunchRequest): MachineSpec["translations"] {
+  if (origin.kind === "cold" || !isOwnEmulator(hypervisor)) return undefined;
+  const { translationsFile, bakeId } = origin.files;
+  return { path: translationsFile, id: bakeId, isSaved: origin.kind === "bake" };
 }
 
 function startOf(hypervisor: Hypervisor, request: LaunchRequest): Start {

@@ -6,16 +6,16 @@ import path from "node:path";
 import { z } from "zod";
 import { PROTOCOL_VERSION } from "../base/limits.ts";
 import { FileLock, LOCK_PREFIX, StagedDirectory, sweepLocks, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
-import { commandLineFor, type Hypervisor } from "./hypervisor.ts";
+import { commandLineFor, type Hypervisor, type TemplateFiles } from "./hypervisor.ts";
 
 /** Raised when what is in a template changes without any of its other inputs doing so. */
-const TEMPLATE_VERSION = 2;
+const TEMPLATE_VERSION = 3;
 /** The directory is this user's alone; behind its confinement QEMU is another user and reads the files through bind mounts. */
 const SAVED_MODE = 0o444, BAKING_MODE = 0o666;
 /** Disk that the templates of one directory may take: some 40 of the usual size. */
 const TEMPLATES_MAX_BYTES = 4 * 2 ** 30;
 const TEMPLATE_NAME = /^(python|javascript|raw)-\d+-[0-9a-f]{32}$/;
-const RAM = "ram", STATE = "state", CONSOLE_LOG = "console.log", META = "meta.json";
+const RAM = "ram", STATE = "state", TRANSLATIONS = "translations", CONSOLE_LOG = "console.log", META = "meta.json";
 
 /** What decides a template's content. */
 export interface TemplateIdentity {
@@ -26,12 +26,8 @@ export interface TemplateIdentity {
 }
 
 /** A template on disk, ready to be cloned. */
-export interface Template extends TemplateIdentity {
+export interface Template extends TemplateIdentity, TemplateFiles {
   readonly directory: string;
-  /** Tells one bake from the next of the same key. */
-  readonly bakeId: string;
-  readonly ramFile: string;
-  readonly stateFile: string;
 }
 
 const metaSchema = z.object({
@@ -39,6 +35,7 @@ const metaSchema = z.object({
   bakeId: z.string(),
   ramBytes: z.number().int().positive(),
   stateBytes: z.number().int().positive(),
+  translationsBytes: z.number().int().nonnegative(),
 });
 
 /** The identity of the template for `language` with `memoryMiB` on this host. */
@@ -83,8 +80,11 @@ export class TemplateStore {
     const place = this.#at(identity);
     try {
       const meta = await readMeta(place.directory);
-      const [ram, state] = await Promise.all([fs.stat(place.ramFile), fs.stat(place.stateFile)]);
-      const isWhole = meta.key === identity.key && ram.size === meta.ramBytes && state.size === meta.stateBytes;
+      const [ramBytes, stateBytes, translationsBytes] = await Promise.all(
+        [place.ramFile, place.stateFile, place.translationsFile].map(sizeOf),
+      );
+      const isWhole = meta.key === identity.key && ramBytes === meta.ramBytes && stateBytes === meta.stateBytes &&
+        translationsBytes === meta.translationsBytes;
       if (!isWhole) return undefined;
       const now = new Date();
       void fs.utimes(path.join(place.directory, META), now, now).catch(() => {}); // A store that cannot be written is never pruned either.
@@ -100,12 +100,12 @@ export class TemplateStore {
   }
 
   /**
-   * The template, made by `bake` when there is none. One process bakes, others wait (`onWait`). `bake` fills the two files it is given,
-   * the RAM file being there in its full size, and returns the boot log.
+   * The template, made by `bake` when there is none. One process bakes, others wait (`onWait`). `bake` fills the files it is given, the
+   * RAM file being there in its full size, and returns the boot log.
    */
   async findOrBake(
     identity: TemplateIdentity,
-    bake: (files: { ramFile: string; stateFile: string }) => Promise<string>,
+    bake: (files: TemplateFiles) => Promise<string>,
     options: { readonly signal?: AbortSignal; readonly onWait?: (holderPid: number) => void } = {},
   ): Promise<Template> {
     const found = await this.find(identity);
@@ -115,22 +115,24 @@ export class TemplateStore {
     if (meanwhile) return meanwhile;
     await sweepTemporaries(this.#root);
     await using staged = await StagedDirectory.create(this.#root);
-    const ramFile = path.join(staged.path, RAM), stateFile = path.join(staged.path, STATE);
+    const bakeId = randomUUID(), files = filesIn(staged.path);
+    const { ramFile, stateFile, translationsFile } = files;
     const ramBytes = identity.memoryMiB * 1_048_576;
     await createFile(ramFile, ramBytes);
     await createFile(stateFile, 0);
-    const log = await bake({ ramFile, stateFile });
+    await createFile(translationsFile, 0);
+    const log = await bake({ ...files, bakeId });
     await fs.writeFile(path.join(staged.path, CONSOLE_LOG), log, { mode: 0o400 });
-    const stateBytes = (await fs.stat(stateFile)).size;
+    const stateBytes = await sizeOf(stateFile), translationsBytes = await sizeOf(translationsFile);
     if (stateBytes === 0) throw new Error("the machine's state is empty");
-    const meta = { key: identity.key, bakeId: randomUUID(), ramBytes, stateBytes, language: identity.language };
+    const meta = { key: identity.key, bakeId, ramBytes, stateBytes, translationsBytes, language: identity.language };
     await writeFileAtomic(path.join(staged.path, META), JSON.stringify(meta), 0o400);
-    for (const file of [ramFile, stateFile]) await fs.chmod(file, SAVED_MODE);
+    for (const file of Object.values(files)) await fs.chmod(file, SAVED_MODE);
     const place = this.#at(identity);
     await fs.rm(place.directory, { recursive: true, force: true }); // Only something broken can be there: `find` refused it.
     await staged.publish(place.directory);
     await this.#prune();
-    return { ...place, bakeId: meta.bakeId };
+    return { ...place, bakeId };
   }
 
   /** Removes what processes left that died while they made a template. */
@@ -161,15 +163,25 @@ export class TemplateStore {
   #at(identity: TemplateIdentity): Omit<Template, "bakeId"> {
     const directory = path.join(this.#root, `${identity.language}-${identity.memoryMiB}-${identity.key.slice(0, 32)}`);
     const { language, memoryMiB, key } = identity;
-    return { language, memoryMiB, key, directory, ramFile: path.join(directory, RAM), stateFile: path.join(directory, STATE) };
+    return { language, memoryMiB, key, directory, ...filesIn(directory) };
   }
 }
 
 /** What a template takes, blocks that were never written not counted, and when it was last used; one without meta.json goes first. */
 async function measureTemplate(directory: string): Promise<{ directory: string; byteCount: number; usedAtMs: number }> {
   const stat = (name: string) => fs.stat(path.join(directory, name)).catch(() => undefined); // Being removed by somebody else.
-  const [ram, state, meta] = await Promise.all([stat(RAM), stat(STATE), stat(META)]);
-  return { directory, byteCount: ((ram?.blocks ?? 0) + (state?.blocks ?? 0)) * 512, usedAtMs: meta?.mtimeMs ?? 0 };
+  const [meta, ...files] = await Promise.all([META, RAM, STATE, TRANSLATIONS].map(stat));
+  const blockCount = files.reduce((sum, file) => sum + (file?.blocks ?? 0), 0);
+  return { directory, byteCount: blockCount * 512, usedAtMs: meta?.mtimeMs ?? 0 };
+}
+
+function filesIn(directory: string): Omit<TemplateFiles, "bakeId"> {
+  const at = (name: string) => path.join(directory, name);
+  return { ramFile: at(RAM), stateFile: at(STATE), translationsFile: at(TRANSLATIONS) };
+}
+
+async function sizeOf(file: string): Promise<number> {
+  return (await fs.stat(file)).size;
 }
 
 async function readMeta(directory: string): Promise<z.infer<typeof metaSchema>> {

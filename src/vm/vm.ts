@@ -82,7 +82,7 @@ export class Vm implements AsyncDisposable {
     const { origin } = this.#parts.request;
     using deadline = new Deadline(this.#parts.readyTimeoutMs, () => this.#timeoutError());
     // The load is awaited through the guest's answer; its own promise only tells why there is none.
-    const loaded = origin.kind === "clone" ? this.qmp.loadState(`file:${origin.stateFile}`) : Promise.resolve();
+    const loaded = origin.kind === "clone" ? this.qmp.loadState(`file:${origin.files.stateFile}`) : Promise.resolve();
     const refused = loaded.then(() => new Promise<never>(() => {}));
     const exited = abortable(new Promise<never>(() => {}), this.child.gone);
     try {

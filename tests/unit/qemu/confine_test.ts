@@ -79,7 +79,7 @@ test("confine bounds QEMU's memory above the guest's, and forbids core dumps", (
     );
     assert.equal(limits.get("core"), "0");
     // Guest memory, the translation buffer of 1 GiB, stacks of 64 threads, and room for QEMU itself.
-    assert.ok(Number(limits.get("data")) >= (memoryMiB + 1024 + 64 * 8 + 256) * 1_048_576);
+    assert.ok(Number(limits.get("data")) >= (memoryMiB + 512 + 64 * 8 + 256) * 1_048_576);
   }
 });
 
@@ -94,7 +94,7 @@ test("confine uses a cgroup where one is delegated, with the controllers it has"
   const delegated = layers([], { parent: "/sys/fs/cgroup/user", controllers: ["memory", "pids"] });
   const command = { ...COMMAND, cgroupDirectory: "/sys/fs/cgroup/user/sbx-1" };
   assert.deepEqual(valuesOf(confine(delegated, command), "--cgroup"), ["/sys/fs/cgroup/user/sbx-1"]);
-  assert.deepEqual(valuesOf(confine(delegated, command), "--cgroup-set"), [`memory.max=${(256 + 2048) * 1_048_576}`, "pids.max=128"]);
+  assert.deepEqual(valuesOf(confine(delegated, command), "--cgroup-set"), [`memory.max=${(256 + 512 + 1024) * 1_048_576}`, "pids.max=128"]);
   assert.deepEqual(valuesOf(confine(delegated, COMMAND), "--cgroup"), []);
   assert.deepEqual(valuesOf(confine(layers(["cgroup"]), command), "--cgroup"), []);
 });

@@ -99,3 +99,13 @@ test("the kernel is told its language, where its log goes, and what it need not 
   assert.ok(kernelCommandLine({ ...given, isLogged: true }).includes(" sbx.log=1"));
   assert.match(kernelCommandLine({ ...given, console: "serial" }), /^console=ttyS0 ignore_loglevel /);
 });
+
+test("translations are loaded by clones and saved by bakes, with buffers of one size, and by emulation alone", () => {
+  const accel = (spec: MachineSpec) => valuesOf(spec, "-accel")[0] ?? "";
+  const loaded = accel({ ...CLONE, translations: { path: "/t/a,b", id: "b1", isSaved: false } });
+  const saved = accel({ ...BAKE, translations: { path: "/t/a,b", id: "b1", isSaved: true } });
+  assert.match(loaded, /^tcg,thread=single,tb-size=\d+,translations-id=b1,translations=\/t\/a,,b$/);
+  assert.equal(saved, loaded.replace(",translations=", ",save-translations="));
+  assert.equal(accel(CLONE), loaded.replace(/,translations.*/, ""), "another QEMU knows no such option");
+  assert.equal(accel({ ...CLONE, accelerator: "kvm", translations: { path: "/t/a", id: "b1", isSaved: false } }), "kvm");
+});

@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import path from "node:path";
 import test, { type TestContext } from "node:test";
-import type { Hypervisor } from "../../../src/vm/hypervisor.ts";
+import type { Hypervisor, TemplateFiles } from "../../../src/vm/hypervisor.ts";
 import { type Template, type TemplateIdentity, templateIdentity, TemplateStore } from "../../../src/vm/template.ts";
 import { noLeftovers, temporaryDirectory } from "../../support/leftovers.ts";
 import { startScript } from "../../support/subprocess.ts";
@@ -24,14 +24,11 @@ const KEY = "a1".repeat(32);
 const IDENTITY: TemplateIdentity = { language: "raw", memoryMiB: 1, key: KEY };
 const MIB = 1_048_576;
 
-interface Files {
-  readonly ramFile: string;
-  readonly stateFile: string;
-}
 /** A bake that succeeds at once. */
-const bake = ({ ramFile, stateFile }: Files) => {
+const bake = ({ ramFile, stateFile, translationsFile }: TemplateFiles) => {
   writeFileSync(ramFile, "ram", { flag: "r+" });
   writeFileSync(stateFile, "state");
+  writeFileSync(translationsFile, "translations");
   return Promise.resolve("boot log");
 };
 const neverBake = () => assert.fail("it is there already");
@@ -61,7 +58,7 @@ test("TemplateStore: a saved template is for this user alone and read-only", asy
 });
 
 test("TemplateStore removes what was not used for longest when there is too much, and nothing else", async (t) => {
-  const root = path.join(temporaryDirectory(t), "snapshots"), store = new TemplateStore(root, 20_000);
+  const root = path.join(temporaryDirectory(t), "snapshots"), store = new TemplateStore(root, 30_000);
   const [old, used, fresh] = ["c", "d", "e"].map((digit) => ({ ...IDENTITY, key: digit.repeat(64) }));
   assert.ok(old && used && fresh);
   const first = await store.findOrBake(old, bake), second = await store.findOrBake(used, bake);
@@ -106,6 +103,8 @@ const DAMAGES: ReadonlyArray<readonly [string, (template: Template, meta: string
   ["truncated state", ({ stateFile }) => truncateSync(stateFile, 4)],
   ["empty state", ({ stateFile }) => truncateSync(stateFile, 0)],
   ["no state", ({ stateFile }) => rmSync(stateFile)],
+  ["truncated translations", ({ translationsFile }) => truncateSync(translationsFile, 4)],
+  ["no translations", ({ translationsFile }) => rmSync(translationsFile)],
   ["no description", (_template, meta) => rmSync(meta)],
   ["half a description", (_template, meta) => truncateSync(meta, 20)],
   ["an empty description", (_template, meta) => truncateSync(meta, 0)],
@@ -148,7 +147,7 @@ test("TemplateStore: a bake that fails leaves nothing, and the next may try", as
     () => {
       throw failure;
     },
-    (files: Files) => bake(files).then(() => Promise.reject(failure)),
+    (files: TemplateFiles) => bake(files).then(() => Promise.reject(failure)),
   ];
   for (const fail of failing) {
     await assert.rejects(store.findOrBake(IDENTITY, fail), (error) => error === failure);
