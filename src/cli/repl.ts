@@ -8,6 +8,7 @@ import type { CliSession, CliTerminal } from "./context.ts";
 import { EXIT, exitCodeOf, printable, reportError } from "./failure.ts";
 import type { Output } from "./output.ts";
 import { Progress } from "./progress.ts";
+import { leaving } from "./repl_blocks.ts";
 import { runCommand } from "./repl_commands.ts";
 import { type AssistSource, replAssist } from "./repl_complete.ts";
 import type { Display } from "./repl_display.ts";
@@ -25,8 +26,6 @@ const INDENTS: Readonly<Record<Language, number>> = { python: 4, javascript: 2, 
 const PROMPTS: Readonly<Record<Language, string>> = { python: "py> ", javascript: "js> ", raw: "sh> " };
 const CONTINUATION = "... ";
 const NAMES: Readonly<Record<Language, string>> = { python: "Python", javascript: "JavaScript and TypeScript", raw: "bash" };
-/** Words that leave a REPL of whatever language. */
-const LEAVE = /^\s*(?:exit|quit)\s*(?:\(\s*\))?\s*;?\s*$/;
 
 /** What a prompt works with. */
 export interface ReplParts {
@@ -78,7 +77,10 @@ export class Repl {
         const entered = await abortable(abortable(this.#read(), signal), failed.signal);
         if (entered.type === "end") return EXIT.ok;
         if (entered.type === "cancelled") this.#hint(entered.text);
-        else if (await this.#enter(entered.text) === "leave") return EXIT.ok;
+        else {
+          const left = await this.#enter(entered.text);
+          if (left !== undefined) return left;
+        }
         signal.throwIfAborted();
       }
     } catch (error) {
@@ -130,11 +132,14 @@ export class Repl {
     note(this.#parts.stderr, "Ctrl-D leaves");
   }
 
-  async #enter(text: string): Promise<"leave" | void> {
-    if (text.trim() === "") return;
-    if (LEAVE.test(text)) return "leave";
-    if (isCommand(text)) return await this.#command(text);
+  /** Returns the exit status when the user leaves. */
+  async #enter(text: string): Promise<number | undefined> {
+    if (text.trim() === "") return undefined;
+    const left = leaving(text, this.#parts.vm.language);
+    if (left !== undefined) return left.exitCode ?? EXIT.ok;
+    if (isCommand(text)) return await this.#command(text) === "leave" ? EXIT.ok : undefined;
     await this.#execute(text);
+    return undefined;
   }
 
   async #command(line: string): Promise<"leave" | void> {

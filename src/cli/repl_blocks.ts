@@ -19,6 +19,17 @@ const CONTINUES: Readonly<Record<Exclude<Language, "raw">, RegExp>> = {
   javascript: /^\s*(?:else|catch|finally|while|\/\/|\/\*|[.?:,)\]}&|*/+\-=<>({[`])/,
 };
 
+/** `exit`, `quit()`, `exit 3`, `sys.exit(3)`, `process.exit(3)`. */
+const LEAVE = /^\s*(?:(?:sys\.|process\.)?exit|quit)\s*(?:\(\s*(\d{1,3})?\s*\)|\s(\d{1,3}))?\s*;?\s*$/;
+
+/** Does the block leave the session, and with which status where it names one? */
+export function leaving(text: string, language: Language): { readonly exitCode: number | undefined } | undefined {
+  const left = LEAVE.exec(text);
+  if (left === null || (language === "raw" && left[1] !== undefined)) return undefined; // No bash.
+  const status = left[1] ?? left[2];
+  return { exitCode: status === undefined ? undefined : Number(status) & 0xff };
+}
+
 /** Cuts `input`. A `:command` is a block where no other has begun; a block ends where it is complete and the next line begins another. */
 export async function* blocksOf(input: string, language: () => Language, isComplete: IsComplete): AsyncGenerator<Block, void, void> {
   let lines: string[] = [], first = 0;

@@ -4,7 +4,7 @@ import type { CliContext, CliSession } from "./context.ts";
 import { EXIT, exitCodeOf, reportError, UsageError } from "./failure.ts";
 import type { Output } from "./output.ts";
 import { Progress } from "./progress.ts";
-import { type Block, blocksOf } from "./repl_blocks.ts";
+import { type Block, blocksOf, leaving } from "./repl_blocks.ts";
 import { runCommand } from "./repl_commands.ts";
 import type { Display } from "./repl_display.ts";
 import { exitCodeOfOutcome, note, reportOutcome, runBlock } from "./repl_run.ts";
@@ -13,8 +13,6 @@ import { type Outcome, outcomeJson, partialResult } from "./result_json.ts";
 
 /** All of standard input: more than anybody types, less than fills the memory. */
 const INPUT_MAX_BYTES = 67_108_864;
-/** `exit`, `quit()`, `sys.exit(3)`, `process.exit(3)`: leaves, with that status. */
-const LEAVE = /^\s*(?:(?:sys\.|process\.)?exit|quit)\s*(?:\(\s*(\d{1,3})?\s*\)|\s(\d{1,3}))?\s*;?\s*$/;
 
 /** What a session without a terminal works with. */
 export interface PipedParts {
@@ -63,9 +61,9 @@ class Piped {
   /** Runs one block; true when it was the last. */
   async execute({ text, line }: Block): Promise<boolean> {
     const { vm, context: { stdout, stderr, signal }, display, isJson, isDebug } = this.#parts;
-    const left = LEAVE.exec(text);
-    if (left !== null && (vm.language !== "raw" || left[1] === undefined)) {
-      this.exitCode = Number(left[1] ?? left[2] ?? this.exitCode) & 0xff;
+    const left = leaving(text, vm.language);
+    if (left !== undefined) {
+      this.exitCode = left.exitCode ?? this.exitCode;
       return true;
     }
     const session = await vm.session(signal), timeoutSeconds = this.#timeoutSeconds;

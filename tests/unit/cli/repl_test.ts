@@ -169,6 +169,23 @@ test("Ctrl-C at the prompt clears the block, Ctrl-Z stops sbx, Ctrl-D leaves", a
   assert.deepEqual(repl.sessions[0]?.executed, []);
 });
 
+test("exit leaves with its status, in any language, and runs nothing", async (t) => {
+  for (
+    const [language, line, status] of [
+      ["py", "exit(3)", 3],
+      ["py", "exit()", 0],
+      ["py", "sys.exit(4)", 4],
+      ["js", "process.exit(5);", 5],
+      ["sh", "exit 6", 6],
+    ] as const
+  ) {
+    const repl = openRepl(t, { args: ["-l", language] });
+    repl.enter(line);
+    const { code } = await settled(repl.ended, line);
+    assert.deepEqual([code, repl.sessions[0]?.executed, repl.sessions[0]?.closed], [status, [], true]);
+  }
+});
+
 test("what the guest says is shown without control characters", async (t) => {
   const repl = openRepl(t, {
     async *execute() {
