@@ -17,9 +17,9 @@ export interface Output {
   flush(): Promise<void>;
 }
 
-/** Sequences that put nothing on the screen and leave the cursor where it is: modes, colours off, a question. */
+/** Sequences that put nothing on the screen and leave the cursor where it is: modes, colours off, a question, the bell. */
 // deno-lint-ignore no-control-regex
-const INVISIBLE = /^(?:\x1b\[[?=>]?\d*[chlru]|\x1b\[0m|\x1b\[>4m|\x1b\[0 q|\x1b\(B|\x1b[78>\\]|\x0f)+$/;
+const INVISIBLE = /^(?:\x1b\[[?=>]?\d*[chlru]|\x1b\[0m|\x1b\[>4m|\x1b\[0 q|\x1b\(B|\x1b[78>\\]|[\x07\x0f])+$/;
 
 /** Where the next character comes to stand, as far as we know: only in what we wrote. */
 export class Line {

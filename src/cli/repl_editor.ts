@@ -20,7 +20,7 @@ export interface EditorTerminal extends Size {
   write(text: string): void;
   /** The next event, in order. */
   next(): Promise<TerminalEvent>;
-  /** Stops this process as Ctrl-Z does; a `resume` event tells of its continuation. */
+  /** Stops this process as Ctrl-Z does; a `resume` event tells of its continuation. Rings where nobody could continue it. */
   suspend(): void;
 }
 

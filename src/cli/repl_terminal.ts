@@ -5,6 +5,7 @@ import { exitCodeOf, reportError } from "./failure.ts";
 import type { Output } from "./output.ts";
 import type { EditorTerminal, TerminalEvent } from "./repl_editor.ts";
 import { EventQueue } from "./repl_events.ts";
+import { isGroupOrphaned } from "./repl_jobs.ts";
 import { KeyDecoder } from "./repl_keys.ts";
 import { PASTE_OFF, PASTE_ON } from "./repl_modes.ts";
 
@@ -115,6 +116,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   }
 
   suspend(): void {
+    if (isGroupOrphaned()) return this.#output.write("\x07");
     void this.#output.flush().then(() => {
       try {
         process.kill(0, "SIGTSTP"); // All of the pipeline that we may be part of, as the kernel does for Ctrl-Z.
@@ -169,6 +171,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   }
 
   #stop(): void {
+    if (isGroupOrphaned()) return;
     this.#cook();
     void this.#output.flush().then(() => process.kill(process.pid, "SIGSTOP"));
   }

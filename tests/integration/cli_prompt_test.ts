@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import fs from "node:fs/promises";
 import path from "node:path";
+import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { noLeftovers, temporaryDirectory } from "../support/leftovers.ts";
 import { ANSWER_MS, prompt, skipTerminal } from "./cli_prompt.ts";
@@ -37,6 +38,18 @@ testTerminal("what code does to the terminal ends with it, and answers of the te
   await repl.terminal.paste("for i in range(2):\n    print(i)\n\n    print(-i)\n");
   await repl.terminal.shows(/print\(-i\)\n\.\.\.$/, ANSWER_MS);
   await repl.press("Enter", /\n0\n0\n1\n-1\npy>$/);
+  await repl.leave();
+});
+
+testTerminal("Ctrl-Z does nothing where no shell could continue sbx", async (t) => {
+  await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q"] });
+  await repl.terminal.type("4 + ");
+  await repl.terminal.press("C-z");
+  await repl.line("5", /4 \+ 5\n9\npy>$/);
+  await repl.line("import time; print('runs', flush=True); time.sleep(1); 6", /\nruns$/);
+  await repl.press("C-z", /runs\n6\npy>$/);
+  process.kill(repl.pid(), "SIGTSTP");
+  await repl.line("7", /\n7\npy>$/);
   await repl.leave();
 });
 
