@@ -84,7 +84,8 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
                 put_script(name, text)?;
             }
             let path = first_existing(&["/usr/local/bin/bun", "/usr/bin/bun"])?;
-            let mut program = program(&path, &[&path, "--no-install", &script]);
+            // A process that replaces another starts amid the user's files: none of them decides how, or whether it does.
+            let mut program = program(&path, &[&path, "--no-install", "--config=/dev/null", "--no-env-file", &script]);
             program.env.extend(owned(&JAVASCRIPT_ENVIRONMENT));
             Ok(program)
         }

@@ -31,14 +31,14 @@ impl Server {
         Ok(())
     }
 
-    fn on_failed_start(&mut self, status: i32) -> Result<(), Fatal> {
+    pub(crate) fn on_failed_start(&mut self, status: i32) -> Result<(), Fatal> {
         self.failed_starts += 1;
-        self.log(&format!("the language's process ended with {status} before it was ready"));
+        self.log(&format!("the language's process ended before it was ready; the last status known is {status}"));
         if self.failed_starts < limits::REPL_START_ATTEMPTS {
             return Ok(());
         }
         if self.announcement.is_some() {
-            return Err(Fatal::Repl(format!("the language's process does not start, it ends with {status}")));
+            return Err(Fatal::Repl(format!("the language's process does not start, the last status known is {status}")));
         }
         if self.execution.as_ref().is_some_and(|execution| execution.phase == Phase::Waiting) {
             self.refuse_execution(Refusal::new(Code::ReplFailed, "Cannot execute: the language's process does not start"));

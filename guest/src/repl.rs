@@ -1,5 +1,5 @@
 //! REPL: the language's process. Starts it confined, speaks its protocol, ends it with everything it started.
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, Mode, OFlags};
@@ -129,6 +129,7 @@ impl Repl {
 
     /// Starts a new process in place of one that is gone.
     pub fn restart(&mut self, now_us: u64) -> Result<(), Fatal> {
+        make_enterable(&self.program.directory);
         let (wires, pid) = launch(&self.program, self.confinement.as_ref(), self.cgroup.as_ref())?;
         self.wires = wires;
         self.pid = Some(pid);
@@ -313,6 +314,15 @@ impl Repl {
         }
         self.state = State::Gone;
         true
+    }
+}
+
+/// Gives the owner back what the process needs of its home, should the code before have taken it away.
+fn make_enterable(directory: &CStr) {
+    let Ok(stat) = fs::stat(directory) else { return };
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    if !mode.contains(Mode::RWXU) {
+        let _ = fs::chmod(directory, mode | Mode::RWXU);
     }
 }
 

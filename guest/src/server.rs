@@ -318,7 +318,12 @@ impl Server {
                 // An exiting process closes its end before it can be waited for: its status stays what it was.
                 self.log(&format!("the language's process is replaced: {what}"));
                 self.is_loss_unreported |= self.repl.state == State::Ready;
+                let is_starting = matches!(self.repl.state, State::Starting { .. });
                 self.repl.kill(now_us);
+                // One that ends before it is ready closes its channel first.
+                if is_starting {
+                    self.on_failed_start(self.repl.status)?;
+                }
                 Ok(())
             }
         }
