@@ -173,7 +173,7 @@ for (const mode of MODES) {
       const limits = await fs.readFile(`/proc/${await confinedPid(child.pid)}/limits`, "utf8");
       assert.match(limits, /^Max core file size +0 +0 /m);
       assert.match(limits, /^Max open files +512 +512 /m);
-      assert.match(limits, new RegExp(`^Max data size +${(256 + 16 + 2048) * 1_048_576} `, "m"));
+      assert.match(limits, new RegExp(`^Max data size +${(256 + 16 + 512 + 1024) * 1_048_576} `, "m"));
       const argv = await fixture.argv(mode, { program: SHELL, args: ["-c", "ulimit -n"] });
       const output = await run(["prlimit", "--nofile=100:100", ...argv]);
       assert.equal(output.stdout, "100\n", output.stderr);
