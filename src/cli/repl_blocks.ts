@@ -20,13 +20,15 @@ const CONTINUES: Readonly<Record<Exclude<Language, "raw">, RegExp>> = {
 };
 
 /** `exit`, `quit()`, `exit 3`, `sys.exit(3)`, `process.exit(3)`. */
-const LEAVE = /^\s*(?:(?:sys\.|process\.)?exit|quit)\s*(?:\(\s*(\d{1,3})?\s*\)|\s(\d{1,3}))?\s*;?\s*$/;
+const LEAVE =
+  /^\s*(?:(?:(?:sys|process)\.)?exit\s*\(\s*(\d{1,3})?\s*\)|quit\s*\(\s*(\d{1,3})?\s*\)|(?:exit|quit)(?:\s+(\d{1,3}))?)\s*;?\s*$/;
 
 /** Does the block leave the session, and with which status where it names one? */
 export function leaving(text: string, language: Language): { readonly exitCode: number | undefined } | undefined {
   const left = LEAVE.exec(text);
-  if (left === null || (language === "raw" && left[1] !== undefined)) return undefined; // No bash.
-  const status = left[1] ?? left[2];
+  const called = left?.[1] ?? left?.[2];
+  if (left === null || (language === "raw" && called !== undefined)) return undefined; // No bash.
+  const status = called ?? left[3];
   return { exitCode: status === undefined ? undefined : Number(status) & 0xff };
 }
 

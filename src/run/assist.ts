@@ -3,6 +3,7 @@ import { Deadline } from "../base/async.ts";
 import { GuestAgentError, InputValidationError, shown } from "../base/errors.ts";
 import { ASSIST_TIMEOUT_MS, COMPLETIONS_MAX, GUEST_KILL_GRACE_MS } from "../base/limits.ts";
 import type { GuestChannel } from "../channel/guest.ts";
+import type { BackgroundOutput } from "./background_output.ts";
 import { checkCodeText } from "./request.ts";
 
 /** What may stand at the end of the code. */
@@ -65,8 +66,15 @@ export function completenessQuestion(code: string): AssistQuestion<CodeState> {
   };
 }
 
+/** Who waits for an answer, and who gets what programs print in the background meanwhile. */
+export interface AskOptions {
+  readonly signal: AbortSignal | undefined;
+  readonly background: BackgroundOutput;
+}
+
 /** Asks the guest, between executions. Throws `GuestAgentError` when it says nothing useful in time. */
-export async function ask<T>(guest: GuestChannel, { kind, code, blank, parse }: AssistQuestion<T>, signal?: AbortSignal): Promise<T> {
+export async function ask<T>(guest: GuestChannel, question: AssistQuestion<T>, { signal, background }: AskOptions): Promise<T> {
+  const { kind, code, blank, parse } = question;
   if (!/\S/.test(code)) return blank;
   const late = new GuestAgentError(
     `Cannot ${kind === "complete" ? "complete" : "judge the code"}: no answer after ${ASSIST_TIMEOUT_MS} ms`,
@@ -75,7 +83,9 @@ export async function ask<T>(guest: GuestChannel, { kind, code, blank, parse }: 
   // Our own time ends first: an interrupt keeps the state, a time-out in the guest would not.
   const timeoutMs = ASSIST_TIMEOUT_MS + GUEST_KILL_GRACE_MS;
   const both = signal ? AbortSignal.any([signal, deadline.signal]) : deadline.signal;
-  const { value } = await guest.exec({ code, env: {}, timeoutMs, assist: kind }, { onOutput: () => {} }, both);
+  const { value } = await guest.exec({ code, env: {}, timeoutMs, assist: kind }, {
+    onOutput: (name, bytes) => background.push(name, bytes),
+  }, both);
   const answer = parseValue(value);
   const parsed = answer && parse(answer);
   if (parsed === undefined) throw new GuestAgentError("Cannot read the guest's answer about the code", { retry: "unknown" });

@@ -4,6 +4,7 @@ import { DISPLAY_OBJECTS_MAX, STDERR_MAX_BYTES, STDOUT_MAX_BYTES } from "../base
 import type { Logger } from "../base/log.ts";
 import type { DisplayData } from "../base/result.ts";
 import type { ExecReply, GuestChannel, OutputName } from "../channel/guest.ts";
+import type { BackgroundOutput } from "./background_output.ts";
 import type { OutputCallback } from "./check.ts";
 import { guarded, OutputText } from "./output.ts";
 
@@ -42,6 +43,8 @@ export interface ExecutionRequest {
   readonly isFinal?: boolean;
   readonly stdin?: AsyncIterable<Uint8Array> | undefined;
   readonly events?: EventSink | undefined;
+  /** Comes before the code's own output. */
+  readonly background?: BackgroundOutput;
 }
 
 /** Runs the code and collects its output. Rejects as `GuestChannel.exec` does. */
@@ -54,6 +57,7 @@ export async function execute(guest: GuestChannel, request: ExecutionRequest, lo
   const texts = { stdout: text("stdout", STDOUT_MAX_BYTES, request.onStdout), stderr: text("stderr", STDERR_MAX_BYTES, request.onStderr) };
   const results: DisplayData[] = [];
   let passed: OutputName | undefined;
+  request.background?.take((name, bytes) => texts[name].push(bytes));
   const reply = await guest.exec(
     { code, env, timeoutMs: Math.ceil(request.timeoutSeconds * 1000), isFinal: request.isFinal ?? false, stdin },
     {

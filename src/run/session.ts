@@ -5,6 +5,7 @@ import type { Logger } from "../base/log.ts";
 import type { GuestProcesses } from "../channel/guest_processes.ts";
 import { describeLoss, type Vm } from "../vm/vm.ts";
 import { ask, type AssistQuestion, type CodeState, completenessQuestion, type Completion, completionQuestion } from "./assist.ts";
+import { BackgroundOutput } from "./background_output.ts";
 import { checkFields, checkSignal } from "./check.ts";
 import { conclude, measured, wholeMs } from "./conclude.ts";
 import { type EventSink, execute } from "./execute.ts";
@@ -85,6 +86,7 @@ export class Session implements AsyncDisposable, FileAccess {
   readonly #closing = new AbortController();
   /** Aborts when the session has ended, for whatever reason: what waits ends with it. */
   readonly #ended = new AbortController();
+  readonly #background = new BackgroundOutput();
   #execCount = 0;
 
   /** Made by `Scheduler.session` only. */
@@ -269,7 +271,8 @@ export class Session implements AsyncDisposable, FileAccess {
     return await this.#inTurn(checked.signal, async () => {
       this.#execCount += 1;
       const startedAt = performance.now();
-      const running = execute(vm.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events }, log);
+      const background = this.#background;
+      const running = execute(vm.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events, background }, log);
       running.catch(() => {}); // It is awaited below.
       await null; // What was sent has left now: the guest need not wait while we read what its machine has cost so far.
       const before = vm.usage(), execution = await running;
@@ -289,7 +292,7 @@ export class Session implements AsyncDisposable, FileAccess {
 
   async #ask<T>(question: AssistQuestion<T>, options: CallOptions): Promise<T> {
     const signal = checkSignal("ask about code", checkFields("ask about code", options, CALL_FIELDS).signal);
-    return await this.#inTurn(signal, () => ask(this.#parts.vm.guest, question, signal));
+    return await this.#inTurn(signal, () => ask(this.#parts.vm.guest, question, { signal, background: this.#background }));
   }
 
   /** Runs `work` when everything that was asked for earlier is over. What starts at once is sent before any other call can be made. */

@@ -53,6 +53,26 @@ testTerminal("Ctrl-Z does nothing where no shell could continue sbx", async (t) 
   await repl.leave();
 });
 
+testTerminal("what runs in the background prints, though code is judged while it does", async (t) => {
+  const directory = temporaryDirectory(t);
+  for (
+    const [language, start, one] of [
+      ["js", "setTimeout(() => console.log('la' + 'ter'), 100); 0", "1"],
+      ["py", "import threading; threading.Timer(.1, lambda: print('la' + 'ter')).start()", "1"],
+      ["sh", "(sleep .1; echo la''ter) &", "echo 1"],
+    ] as const
+  ) {
+    await using repl = await prompt({ directory, args: ["-q", "-l", language] });
+    await repl.line(start, /\n(js|py|sh)>$/);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    // Each line is judged before it runs, and what the last of them finds has been printed by then.
+    await repl.line(one, /1\n(js|py|sh)>$/);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await repl.line(one, /\nlater\n[^]*1\n(js|py|sh)>$/);
+    await repl.leave();
+  }
+});
+
 testTerminal("of a transfer its result alone stays on the screen", async (t) => {
   const directory = temporaryDirectory(t);
   await fs.writeFile(path.join(directory, "漢.bin"), new Uint8Array(20_000_000));

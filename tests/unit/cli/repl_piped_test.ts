@@ -119,10 +119,20 @@ for (
 
 test("exit leaves with its status, and nothing after it runs", async () => {
   for (
-    const [line, status] of [["exit()", 0], ["sys.exit(3)", 3], ["quit", 0], ["process.exit(4);", 4], ["exit(256)", 0]] as const
+    const [line, status] of [["exit()", 0], ["sys.exit(3)", 3], ["quit", 0], ["process.exit(4);", 4], ["exit(256)", 0], [
+      "exit 7",
+      7,
+    ]] as const
   ) {
     const { code, executed } = await piped(`x\n${line}\ny`);
     assert.deepEqual([code, executed], [status, ["x"]], line);
+  }
+});
+
+test("what only looks like an exit runs", async () => {
+  for (const line of ["process.exit", "sys.exit", "exit = 3", "exiting", "sys.exit(f())", "x.exit(3)", "quit_it()"]) {
+    const { executed } = await piped(`${line}\ny`);
+    assert.deepEqual(executed, [line, "y"], line);
   }
 });
 

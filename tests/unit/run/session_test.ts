@@ -1,5 +1,6 @@
 /** Session: the queue of executions, what runs beside it, aborts, losses and ends, with a guest that the test plays. */
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import process from "node:process";
 import test from "node:test";
 import {
@@ -17,6 +18,7 @@ import { DATA_FLAG, type Frame, KIND } from "../../../src/channel/wire.ts";
 import type { ExecOptions } from "../../../src/mod.ts";
 import { json, parsed, type Peer, rejectsWith, REPLY } from "../../support/guest_peer.ts";
 import { noLeftovers } from "../../support/leftovers.ts";
+import { BackgroundOutput } from "../../../src/run/background_output.ts";
 import { openSessionPeer } from "../../support/session_peer.ts";
 import { eventually, settled, sleep } from "../../support/waiting.ts";
 
@@ -262,6 +264,37 @@ test("session: questions about code take their turn, and bad answers are the gue
     { state: "complete", indent: "" },
   ]);
   assert.deepEqual([received.length, session.execCount], [asked, 0]);
+});
+
+test("session: what is printed while the guest is asked about code belongs to the next execution", async (t) => {
+  const { session } = await openSessionPeer(t, {
+    onFrame: (frame, peer) => {
+      if (frame.kind !== KIND.data) return;
+      const code = new TextDecoder().decode(frame.payload);
+      peer.send(frame.stream, KIND.data, new TextEncoder().encode(`out of ${code}\n`), DATA_FLAG.stdout);
+      peer.send(frame.stream, KIND.data, new TextEncoder().encode(`error of ${code}\n`), DATA_FLAG.stderr);
+      const value = code.startsWith("ask") ? JSON.stringify({ state: "complete", indent: "" }) : null;
+      peer.send(frame.stream, KIND.result, json({ ...REPLY, value }));
+    },
+  });
+  for (const code of ["ask 1", "ask 2"]) await session.isComplete(code);
+  const events: unknown[] = [];
+  for await (const event of session.stream("run 1")) if (event.type === "stdout") events.push(event.text);
+  assert.equal(events.join(""), "out of ask 1\nout of ask 2\nout of run 1\n");
+  await session.isComplete("ask 3");
+  const { stdout, stderr } = await session.exec("run 2");
+  assert.deepEqual([stdout, stderr], ["out of ask 3\nout of run 2\n", "error of ask 3\nerror of run 2\n"]);
+  assert.equal((await session.exec("run 3")).stdout, "out of run 3\n");
+});
+
+test("session: of such output the newest 64 KiB are kept", () => {
+  const background = new BackgroundOutput(), taken: Uint8Array[] = [];
+  for (let count = 0; count < 20; count += 1) background.push("stdout", new Uint8Array(10_000).fill(count));
+  background.push("stderr", new Uint8Array(100_000).fill(9));
+  background.take((name, bytes) => void (name === "stdout" && taken.push(bytes)));
+  const bytes = Buffer.concat(taken);
+  assert.deepEqual([bytes.length, bytes[0], bytes.at(-1)], [65_536, 13, 19]);
+  background.take(() => assert.fail("it was taken"));
 });
 
 noLeftovers();
