@@ -261,6 +261,10 @@ export class Repl {
       this.#parts.terminal.suspend();
       return true;
     }
-    return event.name === "ctrl-c" || event.name === "ctrl-\\" ? this.#onInterrupt() : false;
+    if (event.name !== "ctrl-c" && event.name !== "ctrl-\\") return false;
+    const isAll = this.#onInterrupt();
+    // What was typed ahead was meant for after what is interrupted: terminals forget it too.
+    if (isAll) this.#parts.terminal.discardTyped();
+    return isAll;
   }
 }

@@ -18,6 +18,8 @@ export interface EditorTerminal extends Size {
   /** Does what comes next have its own indentation: pasted without marks, or typed ahead with blanks in front? */
   readonly isNextIndented: boolean;
   write(text: string): void;
+  /** Forgets what was typed ahead. */
+  discardTyped(): void;
   /** The next event, in order. */
   next(): Promise<TerminalEvent>;
   /** Stops this process as Ctrl-Z does; a `resume` event tells of its continuation. Rings where nobody could continue it. */

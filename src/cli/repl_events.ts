@@ -8,7 +8,7 @@ const PASTE_GAP_MS = 8;
 
 /** First come, first read. */
 export class EventQueue {
-  readonly #events: Array<{ readonly event: TerminalEvent; readonly atMs: number }> = [];
+  #events: Array<{ readonly event: TerminalEvent; readonly atMs: number }> = [];
   /** When the event that was read last came. */
   #readMs = -Infinity;
 
@@ -26,6 +26,11 @@ export class EventQueue {
   /** Appends what came at `atMs`. */
   push(event: TerminalEvent, atMs: number): void {
     if (this.#events.length < EVENTS_MAX) this.#events.push({ event, atMs });
+  }
+
+  /** Forgets what was typed and not read. */
+  discardTyped(): void {
+    this.#events = this.#events.filter(({ event: { type } }) => type === "resize" || type === "resume" || type === "closed");
   }
 
   /** Takes the oldest event off; undefined when there is none. */

@@ -82,6 +82,10 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
     return this.#events.isNextIndented;
   }
 
+  discardTyped(): void {
+    this.#events.discardTyped();
+  }
+
   write(text: string): void {
     this.#output.write(text);
   }

@@ -69,6 +69,10 @@ export class FakeTerminal implements CliTerminal {
     return this.#events.isNextIndented;
   }
 
+  discardTyped(): void {
+    this.#events.discardTyped();
+  }
+
   /** Types `strokes` one after the other before any of them is read. */
   async typeAhead(...strokes: readonly string[]): Promise<void> {
     const events = strokes.map((stroke) => new KeyDecoder().push(Buffer.from(stroke)));

@@ -126,6 +126,24 @@ test("Ctrl-C interrupts running code and keeps the session", async (t) => {
   assert.deepEqual([repl.sessions.length, repl.sessions[0]?.interrupts], [1, 1]);
 });
 
+test("Ctrl-C forgets what was typed ahead", async (t) => {
+  const repl = openRepl(t, {
+    async *execute({ code, interrupted }) {
+      if (code === "loop()") await interrupted;
+      yield ended({ exitCode: code === "loop()" ? 130 : 0 });
+    },
+  });
+  repl.enter("loop()");
+  await eventually("it runs", () => repl.sessions[0]?.executed.length === 1);
+  void repl.terminal.type("remove_everything()\r");
+  void repl.terminal.type("mor");
+  void repl.terminal.type(ctrl("c"));
+  await repl.shows(/\^C\npy>$/);
+  repl.enter("next()");
+  await eventually("the next runs", () => repl.sessions[0]?.executed.length === 2);
+  assert.deepEqual(repl.sessions[0]?.executed.map(({ code }) => code), ["loop()", "next()"]);
+});
+
 test("a second Ctrl-C ends code that ignores the first, and says so", async (t) => {
   const repl = openRepl(t, {
     async *execute({ options: { signal } }) {
