@@ -107,6 +107,11 @@ impl Body {
         self.flags
     }
 
+    /// Nothing of the user's runs: somebody is typing.
+    pub fn is_question(&self) -> bool {
+        self.flags & (flags::COMPLETE | flags::IS_COMPLETE) != 0
+    }
+
     /// Of the execution before, until `start`.
     pub fn is_final(&self) -> bool {
         self.flags & flags::FINAL != 0

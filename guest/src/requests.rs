@@ -168,7 +168,9 @@ impl Server {
     }
 
     fn interrupt(&mut self, now_us: u64) -> bool {
-        let Some(execution) = self.execution.as_mut().filter(|execution| execution.is_running()) else { return false };
+        // A question about code answers soon by itself; bash would lose the subshell that does.
+        let is_question = self.body.is_question();
+        let Some(execution) = self.execution.as_mut().filter(|execution| execution.is_running() && !is_question) else { return false };
         // A REPL that has not come to the user's code takes it for one that came too late for the code before, or does not hear it.
         let is_young = now_us < execution.started_us + YOUNG_US;
         let is_sent = self.repl.interrupt();

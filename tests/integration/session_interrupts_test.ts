@@ -72,6 +72,24 @@ for (const language of ["python", "javascript", "raw"] as const) {
   });
 }
 
+for (const language of ["python", "javascript", "raw"] as const) {
+  test(`${language}: a question that is given up, or interrupted, costs neither state nor time`, async () => {
+    await using session = await vms.scheduler.session({ language });
+    await session.exec(SET[language]);
+    for (const [at, ms] of MOMENTS_MS.entries()) {
+      const controller = new AbortController(), { signal } = controller;
+      const asked = at % 2 ? session.complete("ke", undefined, { signal }) : session.isComplete("if true", { signal });
+      const ends = Promise.allSettled([asked]);
+      if (at > 0) await sleep(ms);
+      if (at % 3 === 0) controller.abort(new Error("enough"));
+      else assert.equal(await session.interrupt(), false, "no code runs");
+      const [end] = await settled(ends, "the question");
+      assert.ok(end.status === "fulfilled" || /enough/.test(String(end.reason)), JSON.stringify(end));
+      await showsKept(session, `${at} after ${ms} ms`);
+    }
+  });
+}
+
 test("an interrupt without code to interrupt harms nobody who comes next", async () => {
   for (const language of ["python", "javascript", "raw"] as const) {
     await using session = await vms.scheduler.session({ language });
