@@ -14,6 +14,10 @@ const ESCAPE_MS = 50;
 /** Colours off, cursor shown: whatever stood on the screen when the process ends must not go on. */
 const PLAIN = "\x1b[0m\x1b[?25h";
 
+/** What comes so soon was typed before, when the terminal made line feeds of Enter. */
+const BEFORE_RAW_MS = 100;
+const LINE_FEED = 10, CARRIAGE_RETURN = 13;
+
 /** Has the terminal to itself. */
 export interface TerminalTaker {
   /** What was typed, as the terminal sends it. */
@@ -39,6 +43,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   #taker: TerminalTaker | undefined;
   #escape: ReturnType<typeof setTimeout> | undefined;
   #isRaw = false;
+  #rawSinceMs = 0;
   #isEnded = false;
 
   /** Takes the terminal over until disposed. `output` must be the terminal that standard input is. */
@@ -141,7 +146,10 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   #take(bytes: Uint8Array): void {
     if (this.#taker !== undefined) return this.#taker.onBytes(bytes);
     clearTimeout(this.#escape);
-    for (const key of this.#decoder.push(bytes)) this.#push(key);
+    const isEarly = performance.now() - this.#rawSinceMs < BEFORE_RAW_MS;
+    for (const key of this.#decoder.push(isEarly ? bytes.map((byte) => byte === LINE_FEED ? CARRIAGE_RETURN : byte) : bytes)) {
+      this.#push(key);
+    }
     if (!this.#decoder.isPending) return;
     this.#escape = setTimeout(() => {
       for (const key of this.#decoder.flush()) this.#push(key);
@@ -164,6 +172,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   #raw(): void {
     process.stdin.setRawMode(true);
     this.#isRaw = true;
+    this.#rawSinceMs = performance.now();
     this.#output.write(PASTE_ON);
   }
 

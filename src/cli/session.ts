@@ -85,7 +85,12 @@ async function execute(context: CliContext, input: Input): Promise<number> {
   const hasTerminal = context.stdin.isTty && context.stderr.isTty;
   if (options.isShell) {
     if (options.isJson) throw new UsageError("Cannot open a shell: --shell and --json exclude each other");
-    if (!hasTerminal) throw new UsageError("Cannot open a shell: standard input and standard error must be a terminal");
+    if (!hasTerminal) {
+      const hint = context.env["TERM"] === "dumb"
+        ? { hint: "TERM=dumb stands for a terminal without any control: set it to what you have." }
+        : {};
+      throw new UsageError("Cannot open a shell: standard input and standard error must be a terminal", hint);
+    }
     return await shell(context, options);
   }
   return hasTerminal && !options.isJson ? await prompt(context, options) : await piped(context, options);

@@ -23,6 +23,12 @@ testTerminal("what is typed ahead of the VM or of running code is a block like a
   await repl.leave();
 });
 
+testTerminal("what is typed before sbx is there runs", async (t) => {
+  await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q"], waitFor: /^/ });
+  await repl.line("6 * 7", /\n42\npy>$/);
+  await repl.leave();
+});
+
 testTerminal("what code does to the terminal ends with it, and answers of the terminal are no input", async (t) => {
   await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q"] });
   const ask = "\\x1b[6n\\x1b[c\\x1b[>c\\x1b]11;?\\x1b\\\\\\x1b[21t\\x1b[5n\\x1bP$qm\\x1b\\\\";

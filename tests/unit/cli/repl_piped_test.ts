@@ -185,6 +185,8 @@ test("commands work without a terminal, but for the shell", async () => {
 });
 
 test("input that is no UTF-8, a shell without a terminal, and options that do not fit are refused", async () => {
+  const dumb = await sbx(["session", "--shell"], { isStdinTty: true, env: { TERM: "dumb" } });
+  assert.match(dumb.stderr, /must be a terminal\nTERM=dumb stands for/);
   const bytes = await sbx(["session"], { stdin: new Uint8Array([0x78, 0xff]), session: async () => new FakeSession() });
   assert.deepEqual([bytes.code, bytes.stderr], [2, "sbx: Cannot read standard input: code must be UTF-8\n"]);
   for (
