@@ -21,6 +21,10 @@ export interface Output {
 // deno-lint-ignore no-control-regex
 const INVISIBLE = /^(?:\x1b\[[?=>]?\d*[chlru]|\x1b\[0m|\x1b\[>4m|\x1b\[0 q|\x1b\(B|\x1b[78>\\]|[\x07\x0f])+$/;
 
+/** How a line of progress or a prompt is taken away. */
+// deno-lint-ignore no-control-regex
+const TAKEN_AWAY = /\r(?:\x1b\[\d+A)?\x1b\[[JK]$/;
+
 /** Where the next character comes to stand, as far as we know: only in what we wrote. */
 export class Line {
   /** Nothing stands before the next character. */
@@ -28,8 +32,7 @@ export class Line {
 
   /** Takes in what is written. */
   take(text: string): void {
-    // The second is how a line of progress is taken away.
-    if (text !== "" && !INVISIBLE.test(text)) this.isEmpty = text.endsWith("\n") || text.endsWith("\r\x1b[K");
+    if (text !== "" && !INVISIBLE.test(text)) this.isEmpty = text.endsWith("\n") || TAKEN_AWAY.test(text);
   }
 }
 

@@ -86,6 +86,7 @@ export class Repl {
     } catch (error) {
       if (signal.aborted) throw signal.reason;
       if (error !== failed.signal.reason) throw error;
+      this.#editor.close();
       reportError(stderr, error, { isDebug: this.#parts.isDebug });
       return exitCodeOf(error);
     } finally {

@@ -74,6 +74,7 @@ export class LineEditor {
   #search: HistorySearch | undefined;
   #walk: HistoryWalk | undefined;
   #status = "";
+  #isClosed = false;
 
   /** Draws on `terminal` and reads from it. */
   constructor(terminal: EditorTerminal) {
@@ -97,6 +98,15 @@ export class LineEditor {
     } finally {
       this.#menu = this.#search = this.#options = undefined;
     }
+  }
+
+  /** Nothing is read any more: a prompt that waits is taken off the screen, what was typed stays above what follows. */
+  close(): void {
+    if (this.#options !== undefined) {
+      if (this.#buffer.text === "") this.#screen.erase(this.#terminal.columns);
+      else this.#finish();
+    }
+    this.#isClosed = true;
   }
 
   /** Writes lines above the block being typed, or just writes them. */
@@ -274,6 +284,7 @@ export class LineEditor {
   }
 
   #draw(): void {
+    if (this.#isClosed) return;
     this.#screen.draw(this.#view(), this.#terminal);
   }
 

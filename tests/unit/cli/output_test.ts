@@ -20,4 +20,6 @@ test("a line is empty after a line break, after progress was taken away, and whe
   assert.equal(after("\x1b\\\x1b[0m\x1b[?25h\x1b>\x1b(B\x0f\x1b7\x1b[r\x1b8\x1b[4l\x1b[=0u\x1b[>4m\x1b[0 q"), true);
   assert.equal(after("\x1b[31m"), false);
   assert.equal(after("\r\x1b[K"), true);
+  assert.equal(after("x"), false);
+  assert.equal(after("\r\x1b[2A\x1b[J"), true);
 });

@@ -3,8 +3,7 @@ import assert from "node:assert/strict";
 import fs from "node:fs/promises";
 import path from "node:path";
 import test from "node:test";
-import { AssetError, OutcomeUnknownError, OutputLimitError } from "../../../src/base/errors.ts";
-import { InterruptedError } from "../../../src/cli/failure.ts";
+import { OutcomeUnknownError, OutputLimitError } from "../../../src/base/errors.ts";
 import type { SessionRequest } from "../../../src/run/session_request.ts";
 import { temporaryDirectory } from "../../support/leftovers.ts";
 import { eventually, settled } from "../../support/waiting.ts";
@@ -55,15 +54,6 @@ test("Ctrl-C while the VM starts gives the block back", async (t) => {
   await repl.shows(/x = 1\n[^]*\^C\npy>$/);
   void repl.terminal.type(ctrl("d"));
   assert.equal((await settled(repl.ended, "the end")).code, 0);
-});
-
-test("without a first VM the session ends with the reason", async (t) => {
-  const failing = () => Promise.reject(new AssetError("Cannot find the images", { hint: "sbx prefetch" }));
-  const repl = openRepl(t, { world: { session: failing } });
-  const { code, stderr } = await settled(repl.ended, "the end");
-  assert.equal(code, 125);
-  assert.match(stderr, /sbx: Cannot find the images\nsbx prefetch\n/);
-  assert.ok(repl.terminal.isDisposed);
 });
 
 test("a block goes on until the guest says that it is complete", async (t) => {
@@ -185,23 +175,6 @@ test("Ctrl-C at the prompt clears the block, Ctrl-Z stops sbx, Ctrl-D leaves", a
   void repl.terminal.type(ctrl("d"));
   assert.equal((await settled(repl.ended, "the end")).code, 0);
   assert.deepEqual(repl.sessions[0]?.executed, []);
-});
-
-test("exit leaves with its status, in any language, and runs nothing", async (t) => {
-  for (
-    const [language, line, status] of [
-      ["py", "exit(3)", 3],
-      ["py", "exit()", 0],
-      ["py", "sys.exit(4)", 4],
-      ["js", "process.exit(5);", 5],
-      ["sh", "exit 6", 6],
-    ] as const
-  ) {
-    const repl = openRepl(t, { args: ["-l", language] });
-    repl.enter(line);
-    const { code } = await settled(repl.ended, line);
-    assert.deepEqual([code, repl.sessions[0]?.executed, repl.sessions[0]?.closed], [status, [], true]);
-  }
 });
 
 test("what the guest says is shown without control characters", async (t) => {
@@ -403,13 +376,4 @@ test("history is private, and the next session has it", async (t) => {
   const file = path.join(directory, "history", "python.jsonl");
   assert.equal((await fs.stat(file)).mode & 0o777, 0o600);
   assert.equal((await fs.stat(path.dirname(file))).mode & 0o777, 0o700);
-});
-
-test("an end from outside gives the terminal back and closes the VM", async (t) => {
-  const ending = new AbortController();
-  const repl = openRepl(t, { world: { signal: ending.signal } });
-  await repl.shows(/py>/);
-  ending.abort(new InterruptedError("SIGTERM", 15));
-  const { code } = await settled(repl.ended, "the end");
-  assert.deepEqual([code, repl.terminal.isDisposed, repl.sessions[0]?.closed], [143, true, true]);
 });
