@@ -278,6 +278,7 @@ export class LineEditor {
 
   /** Leaves the block on the screen as it is, with the cursor below. */
   #finish(mark = ""): void {
+    if (this.#isClosed) return;
     this.#settle();
     const view = this.#view();
     this.#screen.draw({ ...view, text: view.text + mark, below: [] }, this.#terminal, true);

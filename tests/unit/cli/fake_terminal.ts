@@ -127,6 +127,8 @@ export class FakeTerminal implements CliTerminal {
 
   [Symbol.dispose](): void {
     this.isDisposed = true;
+    this.#events.push({ type: "closed" }, this.#nowMs);
+    this.#wake?.();
   }
 
   /** Makes the rows so wide; what is too long for them is broken, as most terminals do. */

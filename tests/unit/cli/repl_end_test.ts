@@ -25,6 +25,7 @@ test("what was typed when the first VM fails stays on the screen, and no prompt 
     if (typed !== "") await repl.terminal.type(typed);
     gate.reject(new AssetError("Cannot find the images"));
     await settled(repl.ended, "the end");
+    await new Promise((resolve) => setTimeout(resolve, 20)); // What still reads hears that the terminal was given back.
     assert.equal(repl.terminal.screen(), `${screen}sbx: Cannot find the images`);
   }
 });
