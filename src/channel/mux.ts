@@ -5,7 +5,8 @@ import { FRAME_MAX_BYTES, STREAM_CREDIT_BYTES, STREAMS_MAX } from "../base/limit
 import { concat, decodeCredit, encodeCredit, encodeFrame, type Frame, FrameDecoder, KIND, type Kind, WireError } from "./wire.ts";
 
 const GRANT_AT_BYTES = STREAM_CREDIT_BYTES / 2;
-const CREDIT_MAX_BYTES = 0x7fff_ffff;
+/** An agent never grants more than it has consumed. What a guest that has been taken over grants is memory of ours: it is sent without waiting. */
+const CREDIT_MAX_BYTES = 64 * STREAM_CREDIT_BYTES;
 const text = new TextEncoder();
 
 /** How a stream ended, by the guest's own word. */

@@ -319,7 +319,8 @@ export class Session implements AsyncDisposable, FileAccess {
     }
   }
 
-  async #onFiles<T>({ run }: FileCall<T>): Promise<T> {
+  async #onFiles<T>({ run, giveUp }: FileCall<T>): Promise<T> {
+    if (this.closed) giveUp?.(this.#ended.signal.reason);
     return await this.#use(() => run(this.#parts.vm.guest.files));
   }
 

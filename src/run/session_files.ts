@@ -86,6 +86,8 @@ const STAT_FIELDS: ReadonlySet<string> = new Set<keyof StatOptions>(["followLink
 export interface FileCall<T> {
   readonly signal: AbortSignal | undefined;
   run(files: GuestFiles): Promise<T>;
+  /** In place of `run`, when there is no guest: ends the stream that the caller has given. */
+  giveUp?(reason: unknown): unknown;
 }
 
 /** Writes one file. */
@@ -103,6 +105,7 @@ export function writeFileCall(path: string, content: FileSource, options: WriteF
       const body = onProgress ? counted(opened.body, onProgress) : opened.body;
       await files.write(target, { body, size: opened.size, mode: ownMode, signal });
     },
+    giveUp: (reason) => source instanceof ReadableStream && endStream(() => source.cancel(reason)),
   };
 }
 
@@ -131,6 +134,7 @@ export function readFileCall(path: string, options: ReadFileOptions = {}): FileC
       const bytes = await readToMemory(files, transfer);
       return encoding === undefined ? bytes : new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
     },
+    giveUp: (reason) => target instanceof WritableStream && endStream(() => target.abort(reason)),
   };
 }
 
@@ -207,6 +211,11 @@ interface Transfer {
   readonly source: string;
   readonly signal: AbortSignal | undefined;
   readonly onProgress: ((byteCount: number) => void) | undefined;
+}
+
+/** A stream that has failed, or has another owner by now, is left as it is. */
+function endStream(end: () => Promise<void>): void {
+  void end().catch(() => {}); // There is a reason already; that is the one to report.
 }
 
 async function readToMemory(files: GuestFiles, transfer: Transfer): Promise<Uint8Array> {

@@ -104,6 +104,7 @@ export class VmFiles implements FileAccess {
   }
 
   async #make<T>(call: FileCall<T>): Promise<T> {
+    if (this.#ending?.aborted) call.giveUp?.(this.#ending.reason);
     this.#ending?.throwIfAborted();
     return await abortable(call.run(this.#files), this.#ending);
   }

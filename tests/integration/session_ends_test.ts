@@ -98,3 +98,13 @@ for (const [what, { end, isRight }] of Object.entries(ENDS)) {
     }
   });
 }
+
+test("a session that has ended ends the streams that it is given", async () => {
+  const session = await vms.scheduler.session({ language: "raw" });
+  await session.close();
+  const seen: unknown[] = [];
+  const note = (reason: unknown) => void seen.push(reason);
+  await assert.rejects(session.writeFile("f", new ReadableStream({ cancel: note })), SessionClosedError);
+  await assert.rejects(session.readFile("f", { destination: new WritableStream({ abort: note }) }), SessionClosedError);
+  assert.ok(seen.length === 2 && seen.every((reason) => reason instanceof SessionClosedError), String(seen));
+});

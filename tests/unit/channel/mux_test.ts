@@ -92,6 +92,9 @@ const violations: Array<[string, (guest: ReturnType<typeof pair>["guest"], id: n
   ["credit without end", (guest, id) => {
     guest(id, KIND.credit, 0, encodeCredit(0xffff_ffff));
   }],
+  ["credit for more than a host keeps for a guest", (guest, id) => {
+    for (let count = 0; count < 64; count++) guest(id, KIND.credit, 0, encodeCredit(STREAM_CREDIT_BYTES));
+  }],
 ];
 for (const [name, violate] of violations) {
   test(`mux: ${name} ends the channel`, async () => {
