@@ -1,6 +1,6 @@
 /** Session process: a program beside a session's executions, its bytes as web streams. */
 import { Buffer } from "node:buffer";
-import { abortable } from "../base/async.ts";
+import { abortable, delay } from "../base/async.ts";
 import { InputValidationError, shown } from "../base/errors.ts";
 import { ARGUMENTS_MAX_BYTES, PATH_MAX_BYTES } from "../base/limits.ts";
 import type {
@@ -192,9 +192,11 @@ export class SessionProcess implements AsyncDisposable {
     this.#queues = queues;
     this.stdout = queues.stdout.readable;
     this.stderr = queues.stderr.readable;
-    this.stdin = inputStream(process, options.hasStdin && options.input === undefined);
+    let end: Promise<ProcessStatus> | undefined;
+    this.stdin = inputStream(process, options.hasStdin && options.input === undefined, () => end);
     this.#status = this.#follow(options);
-    this.#status.catch(() => {}); // Whoever waits sees it.
+    const onEnd = () => void (end = this.#status);
+    this.#status.then(onEnd, onEnd); // Whoever waits sees a failure.
   }
 
   /** Resolves when it has ended and its output has come: output beyond 256 KiB must be read meanwhile. May be called more than once. */
@@ -250,7 +252,12 @@ export class SessionProcess implements AsyncDisposable {
   }
 }
 
-function inputStream(process: GuestProcess, hasPipe: boolean): WritableStream<Uint8Array> {
+/** `ended` gives how the process ended, once it has. */
+function inputStream(
+  process: GuestProcess,
+  hasPipe: boolean,
+  ended: () => Promise<ProcessStatus> | undefined,
+): WritableStream<Uint8Array> {
   return new WritableStream<Uint8Array>({
     start(controller) {
       if (!hasPipe) controller.error(new InputValidationError("Cannot write to the process: it was started without a stdin pipe"));
@@ -260,6 +267,10 @@ function inputStream(process: GuestProcess, hasPipe: boolean): WritableStream<Ui
         throw new InputValidationError(`Cannot write to the process: give Uint8Array, got ${shown(chunk)}`);
       }
       await process.send(chunk);
+      const end = ended();
+      if (!end) return;
+      await delay(0); // What writes in a loop must leave others their turn.
+      await end; // Bytes for a process that has ended are dropped; a lost one is an error.
     },
     close: () => process.end(),
     abort: () => process.end(),
