@@ -53,8 +53,10 @@ testVm("a tree goes in and comes out as it was: 300 files, modes, empty director
     code,
   ]);
   assert.deepEqual([status, stdout, stderr], [0, "ran\n542\n0\nuser 755\nuser 644\n", ""]);
-  const names = all(at("tree"));
-  assert.deepEqual(all(at("back")).filter((name) => !name.startsWith("link/")), names);
+  // The link's own content is there twice when it comes back; some runtimes look behind links, others do not.
+  const withoutLink = (name: string) => all(at(name)).filter((each) => !each.startsWith("link/"));
+  const names = withoutLink("tree");
+  assert.deepEqual(withoutLink("back"), names);
   for (const name of names.filter((each) => fs.lstatSync(at(`tree/${each}`)).isFile())) {
     assert.ok(fs.readFileSync(at(`tree/${name}`)).equals(fs.readFileSync(at(`back/${name}`))), name);
     assert.equal(fs.statSync(at(`tree/${name}`)).mode & 0o111, fs.statSync(at(`back/${name}`)).mode & 0o111, name);

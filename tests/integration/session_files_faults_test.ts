@@ -125,9 +125,14 @@ test("a file that grows or shrinks while it is read is refused as changed, and n
     await assert.rejects(session.readFile("f", { destination: stream }), refusedAs("changed"), change);
     assert.ok(seen.isAborted && seen.byteCount > 0, change);
   }
+  const { promise: grows, resolve } = Promise.withResolvers<void>();
   const growing = session.exec(
-    "import time\nend = time.monotonic() + 60\nwith open('f', 'ab', 0) as f:\n while time.monotonic() < end and not os.path.exists('stop'): f.write(b'x')",
+    "import time\nend = time.monotonic() + 60\nwith open('f', 'ab', 0) as f:\n print(f.write(b'x'), flush=True)\n" +
+      " while time.monotonic() < end and not os.path.exists('stop'): f.write(b'x')",
+    { onStdout: () => resolve() },
   );
+  growing.catch(() => {}); // Awaited below; a test that fails first has closed the session.
+  await settled(grows, "the file grows");
   await assert.rejects(session.readFile("f", { destination: path.join(directory, "f") }), refusedAs("changed"));
   await session.writeFile("stop", "");
   await growing;
