@@ -361,7 +361,7 @@ fn stops() {
     assert_eq!(outcome.out, "begun");
     host.run("exit 0");
     let stream = host.start_exec("sleep 20000", 30_000);
-    host.send(stream, Kind::Cancel, br#"{"graceMs":100}"#);
+    host.send(stream, Kind::Cancel, br#"{"graceMs":5000}"#);
     assert_eq!(host.finish(stream, true).answer["exitCode"], 130);
     // Cancelled before its body was there: nothing ran.
     let stream = host.open(
