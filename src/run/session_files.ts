@@ -3,7 +3,7 @@ import { abortable, concurrently } from "../base/async.ts";
 import { InputValidationError, SandboxFileError, shown } from "../base/errors.ts";
 import { TRANSFERS_MAX } from "../base/limits.ts";
 import type { EntryType, GuestEntry, GuestFiles } from "../channel/guest_files.ts";
-import { owned } from "../channel/wire.ts";
+import { concat, owned } from "../channel/wire.ts";
 import { StagedFile } from "../host/local_file.ts";
 import { checkCallback, checkFields, checkFlag, checkGuestPath, checkInteger, checkSignal } from "./check.ts";
 import { checkSource, type FileSource, type FileSources, localPath, openSource } from "./file_source.ts";
@@ -254,25 +254,34 @@ async function readToStream(files: GuestFiles, transfer: Transfer, target: Writa
 }
 
 /**
- * Reads a file and hands each piece on when the one before has been taken; what `write` throws ends the transfer. Up to `WRITE_QUEUE_BYTES` wait
- * for it before the guest has to, so that neither waits for the other at every piece.
+ * Reads a file and hands it on in order; what `write` throws ends the transfer. What comes during a write goes with the next one, and up to
+ * `WRITE_QUEUE_BYTES` wait before the guest has to, so that neither waits for the other at every piece.
  */
 async function readInOrder(files: GuestFiles, transfer: Transfer, write: (bytes: Uint8Array) => Promise<void>): Promise<number> {
   const { source, signal, onProgress } = transfer, failed = new AbortController();
-  let last = Promise.resolve(), receivedBytes = 0, queuedBytes = 0;
+  const queue: Uint8Array[] = [];
+  let writing = Promise.resolve(), isWriting = false, receivedBytes = 0, queuedBytes = 0;
+  const drain = async () => {
+    isWriting = true;
+    for (let [first, ...rest] = queue.splice(0); first; [first, ...rest] = queue.splice(0)) {
+      const batch = rest.length === 0 ? first : concat(first, ...rest);
+      await write(batch);
+      queuedBytes -= batch.length;
+      onProgress?.(receivedBytes += batch.length);
+    }
+    isWriting = false;
+  };
   const onBytes = (bytes: Uint8Array) => {
-    const piece = owned(bytes);
-    queuedBytes += piece.length;
-    last = last.then(async () => {
-      await write(piece);
-      queuedBytes -= piece.length;
-      onProgress?.(receivedBytes += piece.length);
-    });
-    last.catch((error) => failed.abort(error));
-    return queuedBytes > WRITE_QUEUE_BYTES ? last : undefined;
+    queue.push(owned(bytes));
+    queuedBytes += bytes.length;
+    if (!isWriting) {
+      writing = drain();
+      writing.catch((error) => failed.abort(error));
+    }
+    return queuedBytes > WRITE_QUEUE_BYTES ? writing : undefined;
   };
   const total = await files.read(source, { onBytes, failed: failed.signal, signal });
-  await abortable(last, signal);
+  await abortable(writing, signal);
   return total;
 }
 
