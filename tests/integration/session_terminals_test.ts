@@ -64,6 +64,8 @@ test("terminals: a shell has job control: Ctrl-C, Ctrl-Z, fg, echo, its end", as
   await type("\x1a", /Stopped[^]*> $/);
   await type("jobs\n", /Stopped\s+sleep 7009[^]*> $/);
   await type("fg\n", /fg[^]*sleep 7009/);
+  // It goes on once it has the terminal; a key before that would be the shell's own.
+  await eventually("it goes on", async () => (await session.exec("ps -o stat= -p $(pgrep -f '^sleep 7009')")).stdout.startsWith("S"));
   await type("\x03", /\^C[^]*> $/);
   await writer.write(bytes("exit 5\n"));
   assert.deepEqual(await settled(shell.wait(), "the shell"), { exitCode: 5 });
