@@ -360,7 +360,10 @@ fn stops() {
     );
     assert_eq!(outcome.out, "begun");
     host.run("exit 0");
-    let stream = host.start_exec("sleep 20000", 30_000);
+    let stream = host.start_exec("echo begun\nsleep 20000", 30_000);
+    host.frame();
+    // Later than the agent repeats an interrupt, which this process would not survive.
+    std::thread::sleep(Duration::from_millis(300));
     host.send(stream, Kind::Cancel, br#"{"graceMs":5000}"#);
     assert_eq!(host.finish(stream, true).answer["exitCode"], 130);
     // Cancelled before its body was there: nothing ran.
