@@ -75,6 +75,8 @@ export class LineEditor {
   #walk: HistoryWalk | undefined;
   #status = "";
   #isClosed = false;
+  /** Is the last line break's indentation the editor's? */
+  #isIndentOwn = false;
 
   /** Draws on `terminal` and reads from it. */
   constructor(terminal: EditorTerminal) {
@@ -141,7 +143,7 @@ export class LineEditor {
         this.#settle();
         this.#walk = undefined;
         // What closes a block stands as far left as what opened it; pasted text has its own indentation.
-        if (CLOSING.test(event.text) && !this.#terminal.isNextIndented && /^ +$/.test(this.#buffer.lineBeforeCursor)) {
+        if (CLOSING.test(event.text) && this.#isIndentOwn && /^ +$/.test(this.#buffer.lineBeforeCursor)) {
           this.#buffer.backspace(this.#given().indent);
         }
         return this.#buffer.insert(event.text);
@@ -171,7 +173,7 @@ export class LineEditor {
       const verdict = await assist.check(buffer.text);
       if (verdict.state === "incomplete") {
         const isAtEnd = buffer.text.slice(buffer.cursor).trim() === "";
-        return buffer.insert(`\n${isAtEnd && !this.#terminal.isNextIndented ? verdict.indent : ""}`);
+        return this.#breakLine(isAtEnd ? verdict.indent : "");
       }
     }
     return this.#submit();
@@ -179,8 +181,12 @@ export class LineEditor {
 
   /** A line break that never runs anything, with the indentation of the line before. */
   newline(): void {
-    const indent = /^[ \t]*/.exec(this.#buffer.lineBeforeCursor)?.[0] ?? "";
-    this.#buffer.insert(`\n${this.#terminal.isNextIndented ? "" : indent}`);
+    this.#breakLine(/^[ \t]*/.exec(this.#buffer.lineBeforeCursor)?.[0] ?? "");
+  }
+
+  #breakLine(indent: string): void {
+    this.#isIndentOwn = !this.#terminal.isNextIndented;
+    this.#buffer.insert(`\n${this.#isIndentOwn ? indent : ""}`);
   }
 
   cancel(): Entered {

@@ -74,6 +74,18 @@ test("a bracket that closes a block goes back to where the block began", async (
   assert.equal(terminal.screen(), "> f() {\n|   x}");
 });
 
+test("a bracket that closes a block goes back though Enter comes with it at once", async () => {
+  const { terminal, reading } = open({ check: (text) => text.endsWith("}") ? COMPLETE : { state: "incomplete", indent: "    " } });
+  await terminal.type("f() {", KEYS.enter);
+  void terminal.type("}\r");
+  assert.deepEqual(await settled(reading, "the block"), { type: "block", text: "f() {\n}" });
+});
+
+test("a bracket keeps the indentation that was pasted with it", async () => {
+  const check = (text: string): Verdict => text.endsWith(")") ? COMPLETE : { state: "incomplete", indent: "    " };
+  assert.deepEqual(await entered({ check }, "f() {\r    }\r)\r"), { type: "block", text: "f() {\n    }\n)" });
+});
+
 test("what is typed ahead keeps its own indentation", async () => {
   assert.deepEqual(await entered({ check: untilBlank }, "if x:\r    y\r\r"), { type: "block", text: "if x:\n    y\n" });
 });
