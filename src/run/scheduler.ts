@@ -1,12 +1,11 @@
 /** Scheduler: the library's entry. Owns everything that runs on its behalf. */
 import process from "node:process";
-import { budgetOf } from "../admission/budget.ts";
-import { Gate } from "../admission/gate.ts";
 import { SessionClosedError } from "../base/errors.ts";
 import { lineLogger, type Logger } from "../base/log.ts";
 import { resolveConfig, type ResolvedConfig, type SchedulerConfig } from "../config/config.ts";
 import type { BakeProgress } from "./bake.ts";
 import { checkMemory } from "./check.ts";
+import type { MachineSource } from "./machine.ts";
 import { openSession } from "./open_session.ts";
 import { checkLanguage, checkRequest, type Language, type RequestDefaults, type RunRequest } from "./request.ts";
 import type { ExecutionResult } from "../base/result.ts";
@@ -38,18 +37,16 @@ export interface SchedulerHooks {
 export class Scheduler implements AsyncDisposable {
   readonly #config: ResolvedConfig;
   readonly #log: Logger;
-  readonly #supply: Supply;
-  readonly #gate: Gate;
+  readonly #machines: MachineSource;
   readonly #closing = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
   readonly #sessions = new Set<Session>();
   #closed: Promise<void> | undefined;
 
-  private constructor(config: ResolvedConfig, supply: Supply, log: Logger) {
+  private constructor(config: ResolvedConfig, machines: MachineSource, log: Logger) {
     this.#config = config;
-    this.#supply = supply;
+    this.#machines = machines;
     this.#log = log;
-    this.#gate = new Gate(budgetOf(supply.platform, config));
   }
 
   /**
@@ -99,8 +96,7 @@ export class Scheduler implements AsyncDisposable {
     return this.#track(async () => {
       const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
       const memoryMb = checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), known = checkLanguage(language);
-      using _room = await this.#gate.acquire({ memoryMiB: memoryMb, cpus: 1 }, { signal });
-      await this.#supply.template(known, memoryMb, signal);
+      await this.#machines.prepare({ language: known, memoryMb, signal });
     });
   }
 
@@ -118,7 +114,7 @@ export class Scheduler implements AsyncDisposable {
       this.#closing.abort(new SessionClosedError("Cannot run: the scheduler is closed"));
       for (const session of this.#sessions) session.end("the scheduler is closed");
       await Promise.allSettled(this.#running);
-      await this.#supply[Symbol.asyncDispose]();
+      await this.#machines[Symbol.asyncDispose]();
     })();
     return this.#closed;
   }
@@ -133,7 +129,7 @@ export class Scheduler implements AsyncDisposable {
   }
 
   #context(calledAt: number): RunContext {
-    return { supply: this.#supply, gate: this.#gate, log: this.#log, calledAt };
+    return { machines: this.#machines, log: this.#log, calledAt };
   }
 
   /** Lets `close` wait for what was under way when it was called. */

@@ -3,7 +3,6 @@ import { abortable, Semaphore } from "../base/async.ts";
 import { OutcomeUnknownError, SessionClosedError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
 import type { GuestProcesses } from "../channel/guest_processes.ts";
-import { describeLoss, type Vm } from "../vm/vm.ts";
 import { ask, type AssistQuestion, type CodeState, completenessQuestion, type Completion, completionQuestion } from "./assist.ts";
 import { BackgroundOutput } from "./background_output.ts";
 import { checkFields, checkSignal } from "./check.ts";
@@ -12,8 +11,9 @@ import { type EventSink, execute } from "./execute.ts";
 import { ExecutionStream } from "./execution_stream.ts";
 import type { FileSource } from "./file_source.ts";
 import { IdleTimer } from "./idle_timer.ts";
+import type { Machine } from "./machine.ts";
 import type { Language } from "./request.ts";
-import type { ExecutionResult, ExposedPort, StartKind } from "../base/result.ts";
+import type { ExecutionResult, ExposedPort } from "../base/result.ts";
 import {
   type CallOptions,
   existsCall,
@@ -47,14 +47,13 @@ import type { FileAccess } from "./vm_files.ts";
 
 const CALL_FIELDS: ReadonlySet<string> = new Set<keyof CallOptions>(["signal"]);
 
-/** What a session is made of. It owns the VM. */
+/** What a session is made of. It owns the machine. */
 export interface SessionParts {
-  readonly vm: Vm;
+  readonly machine: Machine;
   readonly request: CheckedSessionRequest;
-  readonly start: StartKind;
   readonly log: Logger;
-  /** Called once, when the VM is not used any more: ends it and gives its room back. */
-  readonly release: (session: Session) => void;
+  /** Called once, when the session has ended. */
+  readonly onEnd: (session: Session) => void;
 }
 
 /**
@@ -92,16 +91,14 @@ export class Session implements AsyncDisposable, FileAccess {
   /** Made by `Scheduler.session` only. */
   constructor(parts: SessionParts) {
     this.#parts = parts;
-    this.id = parts.vm.id;
+    this.id = parts.machine.id;
     this.language = parts.request.language;
     const { idleTimeoutSeconds } = parts.request;
     this.#idle = new IdleTimer(idleTimeoutSeconds * 1000, () => this.end(`it was not used for ${idleTimeoutSeconds} s`));
-    const { vm } = parts;
-    for (const gone of [vm.guest.closed, vm.child.gone]) {
-      const onGone = () => this.#end(`its VM was lost: ${describeLoss(vm, gone.reason)}`);
-      if (gone.aborted) onGone();
-      else gone.addEventListener("abort", onGone, { once: true });
-    }
+    const { machine } = parts, { lost } = machine;
+    const onLost = () => this.#end(`its VM was lost: ${machine.describeLoss(lost.reason)}`);
+    if (lost.aborted) onLost();
+    else lost.addEventListener("abort", onLost, { once: true });
   }
 
   /** True once no call can succeed any more. */
@@ -143,7 +140,7 @@ export class Session implements AsyncDisposable, FileAccess {
 
   /** Interrupts the running execution as Ctrl-C would; false when nothing runs. Code may ignore it: a time-out or an abort it cannot. */
   async interrupt(): Promise<boolean> {
-    return await this.#use(() => abortable(this.#parts.vm.guest.interrupt(), this.#ended.signal));
+    return await this.#use(() => abortable(this.#parts.machine.guest.interrupt(), this.#ended.signal));
   }
 
   /** The milliseconds that the guest takes to answer. */
@@ -151,7 +148,7 @@ export class Session implements AsyncDisposable, FileAccess {
     const signal = checkSignal("ping", checkFields("ping", options, CALL_FIELDS).signal);
     return await this.#use(async () => {
       const startedAt = performance.now();
-      await abortable(this.#parts.vm.guest.ping(signal), this.#ended.signal);
+      await abortable(this.#parts.machine.guest.ping(signal), this.#ended.signal);
       return performance.now() - startedAt;
     });
   }
@@ -223,7 +220,7 @@ export class Session implements AsyncDisposable, FileAccess {
   /** Starts a program beside the executions, at most 32 at once; resolves when it runs. It is found on `PATH`, no shell is involved. */
   async spawn(command: string, args: readonly string[] = [], options: SpawnOptions = {}): Promise<SessionProcess> {
     const { request, input, signal } = checkSpawn(command, args, options, this.#parts.request.env);
-    const { processes } = this.#parts.vm.guest;
+    const { processes } = this.#parts.machine.guest;
     const start: ProcessStart["start"] = (onOutput, until) => processes.spawn(request, onOutput, until);
     return await this.#openProcess({ start, hasStdin: request.hasStdin, input, signal });
   }
@@ -231,13 +228,13 @@ export class Session implements AsyncDisposable, FileAccess {
   /** The processes that run, and those that have ended and that nobody has attached to since. */
   async processes(options: CallOptions = {}): Promise<ProcessInfo[]> {
     const signal = checkSignal("list processes", checkFields("list processes", options, CALL_FIELDS).signal);
-    return await this.#use(async () => (await this.#parts.vm.guest.processes.list(signal)).map(processInfo));
+    return await this.#use(async () => (await this.#parts.machine.guest.processes.list(signal)).map(processInfo));
   }
 
   /** Takes a process up again: first come the last 64 KiB of each output that nobody has read. */
   async attach(id: number, options: AttachOptions = {}): Promise<SessionProcess> {
     const { hasStdin, signal } = checkAttach(id, options);
-    const { processes } = this.#parts.vm.guest;
+    const { processes } = this.#parts.machine.guest;
     const start: ProcessStart["start"] = (onOutput, until) => processes.attach(id, { hasStdin }, onOutput, until);
     return await this.#openProcess({ start, hasStdin, input: undefined, signal });
   }
@@ -245,7 +242,7 @@ export class Session implements AsyncDisposable, FileAccess {
   /** Ends what runs and the VM, and waits until it is dead. May be called twice. */
   async close(): Promise<void> {
     this.end("it was closed");
-    await this.#parts.vm[Symbol.asyncDispose]();
+    await this.#parts.machine[Symbol.asyncDispose]();
   }
 
   /** The same as `close`. */
@@ -263,20 +260,21 @@ export class Session implements AsyncDisposable, FileAccess {
     if (this.closed) return;
     this.#idle.stop();
     this.#ended.abort(this.#closing.signal.aborted ? this.#closing.signal.reason : closedError(why));
-    this.#parts.release(this);
+    this.#parts.machine.release();
+    this.#parts.onEnd(this);
   }
 
   async #execute(checked: CheckedExec, call: { readonly calledAt: number; readonly events?: EventSink }): Promise<ExecutionResult> {
-    const { vm, start, log } = this.#parts;
+    const { machine, log } = this.#parts;
     return await this.#inTurn(checked.signal, async () => {
       this.#execCount += 1;
       const startedAt = performance.now();
       const background = this.#background;
-      const running = execute(vm.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events, background }, log);
+      const running = execute(machine.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events, background }, log);
       running.catch(() => {}); // It is awaited below.
       await null; // What was sent has left now: the guest need not wait while we read what its machine has cost so far.
-      const before = vm.usage(), execution = await running;
-      const usage = vm.usage(), finishedAt = performance.now();
+      const before = machine.usage(), execution = await running;
+      const usage = machine.usage(), finishedAt = performance.now();
       const cpuTimeMs = usage.cpuTimeMs === null || before.cpuTimeMs === null ? null : usage.cpuTimeMs - before.cpuTimeMs;
       const timing = {
         setupMs: wholeMs(startedAt - call.calledAt),
@@ -284,7 +282,7 @@ export class Session implements AsyncDisposable, FileAccess {
         executeMs: wholeMs(finishedAt - startedAt),
         totalMs: wholeMs(finishedAt - call.calledAt),
       };
-      const measures = { usage: { ...usage, cpuTimeMs }, timing, start };
+      const measures = { usage: { ...usage, cpuTimeMs }, timing, start: machine.start };
       const result = { ...measured(execution, measures), stateReset: execution.reply.isReset };
       return conclude(result, { outputLimit: execution.outputLimit, check: checked.check, timeoutSeconds: checked.timeoutSeconds });
     });
@@ -292,7 +290,7 @@ export class Session implements AsyncDisposable, FileAccess {
 
   async #ask<T>(question: AssistQuestion<T>, options: CallOptions): Promise<T> {
     const signal = checkSignal("ask about code", checkFields("ask about code", options, CALL_FIELDS).signal);
-    return await this.#inTurn(signal, () => ask(this.#parts.vm.guest, question, { signal, background: this.#background }));
+    return await this.#inTurn(signal, () => ask(this.#parts.machine.guest, question, { signal, background: this.#background }));
   }
 
   /** Runs `work` when everything that was asked for earlier is over. What starts at once is sent before any other call can be made. */
@@ -304,7 +302,7 @@ export class Session implements AsyncDisposable, FileAccess {
         return await work();
       } catch (error) {
         if (!(error instanceof OutcomeUnknownError)) throw error;
-        throw new OutcomeUnknownError(describeLoss(this.#parts.vm, error), { cause: error });
+        throw new OutcomeUnknownError(this.#parts.machine.describeLoss(error), { cause: error });
       }
     });
   }
@@ -321,11 +319,11 @@ export class Session implements AsyncDisposable, FileAccess {
 
   async #onFiles<T>({ run, giveUp }: FileCall<T>): Promise<T> {
     if (this.closed) giveUp?.(this.#ended.signal.reason);
-    return await this.#use(() => run(this.#parts.vm.guest.files));
+    return await this.#use(() => run(this.#parts.machine.guest.files));
   }
 
   async #openProcess(options: Omit<ProcessStart, "call" | "closing">): Promise<SessionProcess> {
-    const call = <T>(work: (processes: GuestProcesses) => Promise<T>) => this.#use(() => work(this.#parts.vm.guest.processes));
+    const call = <T>(work: (processes: GuestProcesses) => Promise<T>) => this.#use(() => work(this.#parts.machine.guest.processes));
     const process = await this.#use(() => SessionProcess.open({ ...options, call, closing: this.#closing.signal }));
     // A session with a process that somebody is attached to is in use.
     const use = this.#idle.use(), over = () => use[Symbol.dispose]();

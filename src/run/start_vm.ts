@@ -1,56 +1,36 @@
 /** Start VM: what a run and a session do alike to get a machine. */
-import type { Gate } from "../admission/gate.ts";
 import { SnapshotError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
-import type { Template } from "../vm/template.ts";
-import type { OutputCallback } from "./check.ts";
-import { guarded } from "./output.ts";
-import type { Language } from "./request.ts";
-import type { Supply } from "./supply.ts";
+import type { Machine, MachineRequest, MachineSource } from "./machine.ts";
 
 /** What is used of the scheduler. */
 export interface RunContext {
-  readonly supply: Supply;
-  readonly gate: Gate;
+  readonly machines: MachineSource;
   readonly log: Logger;
   /** `performance.now()` when the caller called. */
   readonly calledAt: number;
 }
 
-/** Which machine is wanted. */
-export interface MachineRequest {
-  readonly language: Language;
-  readonly memoryMb: number;
-  readonly signal: AbortSignal | undefined;
-  readonly onBootLog: OutputCallback | undefined;
-}
-
-/** Calls `attempt` with the template to start from; once more with a new one when that does not start. */
-export async function onFreshVm<T>(
+/** Calls `attempt` with a machine; once more with another when what it started from turns out not to start. A failed attempt gives its machine back. */
+export async function onMachine<T>(
   request: MachineRequest,
-  { supply, log }: RunContext,
-  attempt: (template: Template | undefined) => Promise<T>,
+  { machines, log }: RunContext,
+  attempt: (machine: Machine) => Promise<T>,
 ): Promise<T> {
-  const template = await supply.template(request.language, request.memoryMb, request.signal);
+  const first = await machines.lease(request);
   try {
-    return await attempt(template);
+    return await attempt(first);
   } catch (error) {
+    first.release();
     // The guest never ran, so nothing is lost by a second attempt; more than one would hide a broken host.
-    if (!(error instanceof SnapshotError) || !template) throw error;
+    if (!(error instanceof SnapshotError) || first.start === "cold") throw error;
     log.warning("a template did not start and is made anew", { language: request.language, reason: error.message });
-    return await attempt(await supply.replaceTemplate(template, request.signal));
   }
-}
-
-/** Gets log lines to the caller: a clone's boot was its template's. */
-export async function bootLogSink(
-  template: Template | undefined,
-  request: MachineRequest,
-  { supply, log }: RunContext,
-): Promise<((bytes: Uint8Array) => void) | undefined> {
-  const deliver = guarded(request.onBootLog, "onBootLog", log);
-  if (!deliver) return undefined;
-  if (template) deliver(await supply.bootLog(template));
-  const decoder = new TextDecoder();
-  return (bytes) => deliver(decoder.decode(bytes, { stream: true }));
+  const second = await machines.lease({ ...request, insteadOf: first });
+  try {
+    return await attempt(second);
+  } catch (error) {
+    second.release();
+    throw error;
+  }
 }

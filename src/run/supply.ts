@@ -1,5 +1,7 @@
-/** Supply: where VMs come from. Finds out once how this host runs machines, keeps templates, starts and ends VMs. */
+/** Supply: the VMs of this process. Finds out once how this host runs machines, keeps templates, starts and ends VMs within the budget. */
 import path from "node:path";
+import { budgetOf } from "../admission/budget.ts";
+import { Gate } from "../admission/gate.ts";
 import { abortable, Singleflight } from "../base/async.ts";
 import { messageOf, SessionClosedError, SnapshotError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
@@ -9,7 +11,7 @@ import { type Platform, readPlatform } from "../host/platform.ts";
 import type { Assets } from "../images/assets.ts";
 import { verifyFile } from "../images/verify.ts";
 import { sweepCgroups } from "../qemu/cgroup.ts";
-import type { Hypervisor } from "../vm/hypervisor.ts";
+import type { Hypervisor, LaunchRequest } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
 import { launch } from "../vm/launch.ts";
 import { type Template, templateIdentity, TemplateStore } from "../vm/template.ts";
@@ -17,6 +19,9 @@ import type { Vm } from "../vm/vm.ts";
 import { type BakeProgress, ensureTemplate } from "./bake.ts";
 import { findAssets } from "./find_assets.ts";
 import { findHypervisor } from "./find_hypervisor.ts";
+import { LocalMachine } from "./local_machine.ts";
+import type { MachineRequest, MachineSource } from "./machine.ts";
+import { guarded } from "./output.ts";
 import type { Language } from "./request.ts";
 import { warmUpText } from "./warm_up.ts";
 
@@ -29,15 +34,10 @@ export interface SupplyHooks {
   readonly onProgress?: (progress: BakeProgress) => void;
 }
 
-/** Which VM is wanted. */
-export interface VmRequest {
-  readonly language: Language;
-  readonly memoryMb: number;
-}
-
 /** Owns every VM and everything they need. */
-export class Supply implements AsyncDisposable {
-  readonly platform: Platform;
+export class Supply implements MachineSource {
+  readonly #platform: Platform;
+  readonly #gate: Gate;
   readonly #config: ResolvedConfig;
   readonly #assets: Assets;
   readonly #hooks: SupplyHooks;
@@ -59,15 +59,53 @@ export class Supply implements AsyncDisposable {
   }
 
   private constructor(config: ResolvedConfig, found: { platform: Platform; assets: Assets }, hooks: SupplyHooks) {
-    this.platform = found.platform;
+    this.#platform = found.platform;
+    this.#gate = new Gate(budgetOf(found.platform, config));
     this.#assets = found.assets;
     this.#config = config;
     this.#hooks = hooks;
     this.#templates = new TemplateStore(config.snapshotCacheDir);
   }
 
+  /** Room first: a machine that bakes takes as much as the one that runs, and one that can never fit is not baked for. */
+  async lease(request: MachineRequest): Promise<LocalMachine> {
+    const { language, memoryMb, signal } = request;
+    const room = await this.#gate.acquire({ memoryMiB: memoryMb, cpus: 1 }, { signal });
+    try {
+      await this.#dropTemplateOf(request.insteadOf);
+      const template = await this.#template(language, memoryMb, signal);
+      const vm = await launch(await this.#host(), {
+        language,
+        memoryMiB: memoryMb,
+        origin: template ? { kind: "clone", files: template } : { kind: "cold" },
+        ...await this.#bootLog(template, request),
+      });
+      const onRelease = () => {
+        this.#release(vm);
+        room[Symbol.dispose]();
+      };
+      return new LocalMachine({ vm, template, onRelease });
+    } catch (error) {
+      room[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+    using _room = await this.#gate.acquire({ memoryMiB: memoryMb, cpus: 1 }, { signal });
+    await this.#template(language, memoryMb, signal);
+  }
+
+  /** Ends what is being made, waits for every VM's death, and removes the journal's entry. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closing.abort(new SessionClosedError("Cannot make a template: the scheduler is closed"));
+    await this.#flights.settled();
+    await Promise.allSettled(this.#ending);
+    await this.#owned[Symbol.asyncDispose]();
+  }
+
   /** The template for a VM, made when there is none; undefined where none can be kept: then VMs boot. */
-  async template(language: Language, memoryMb: number, signal?: AbortSignal): Promise<Template | undefined> {
+  async #template(language: Language, memoryMb: number, signal?: AbortSignal): Promise<Template | undefined> {
     const name = `${language}-${memoryMb}`;
     const known = this.#found.get(name);
     if (known && await this.#templates.find(known)) return known;
@@ -77,46 +115,28 @@ export class Supply implements AsyncDisposable {
     return await abortable(flight, signal);
   }
 
-  /** Drops a template that did not start and makes it anew. */
-  async replaceTemplate(template: Template, signal?: AbortSignal): Promise<Template | undefined> {
+  /** Drops the template that a machine could not start from: another is made. */
+  async #dropTemplateOf(machine: MachineRequest["insteadOf"]): Promise<void> {
+    if (!(machine instanceof LocalMachine) || !machine.template) return;
     this.#found.clear();
-    await this.#templates.drop(template);
-    return await this.template(template.language as Language, template.memoryMiB, signal);
+    await this.#templates.drop(machine.template);
   }
 
-  /** Kernel and agent log of a template's boot. */
-  bootLog(template: Template): Promise<string> {
-    return this.#templates.bootLog(template);
-  }
-
-  /** Starts a VM: a clone of `template`, or a cold boot without one. Give it back with `release`. */
-  async start(
-    request: VmRequest,
-    options: { readonly template: Template | undefined; readonly onConsole: ((bytes: Uint8Array) => void) | undefined },
-  ): Promise<Vm> {
-    const { template, onConsole } = options;
-    return await launch(await this.#host(), {
-      language: request.language,
-      memoryMiB: request.memoryMb,
-      origin: template ? { kind: "clone", files: template } : { kind: "cold" },
-      ...(onConsole ? { onConsole } : {}),
-    });
+  /** Gets log lines to the caller: a clone's boot was its template's. */
+  async #bootLog(template: Template | undefined, request: MachineRequest): Promise<Pick<LaunchRequest, "onConsole">> {
+    const deliver = guarded(request.onBootLog, "onBootLog", this.#hooks.log);
+    if (!deliver) return {};
+    if (template) deliver(await this.#templates.bootLog(template));
+    const decoder = new TextDecoder();
+    return { onConsole: (bytes) => deliver(decoder.decode(bytes, { stream: true })) };
   }
 
   /** Kills a VM without making anybody wait for its death; disposing the supply waits. */
-  release(vm: Vm): void {
+  #release(vm: Vm): void {
     const ending = vm[Symbol.asyncDispose]()
       .catch((error) => this.#hooks.log.error("a VM could not be ended", { id: vm.id, reason: messageOf(error) }))
       .finally(() => this.#ending.delete(ending));
     this.#ending.add(ending);
-  }
-
-  /** Ends what is being made, waits for every VM's death, and removes the journal's entry. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#closing.abort(new SessionClosedError("Cannot make a template: the scheduler is closed"));
-    await this.#flights.settled();
-    await Promise.allSettled(this.#ending);
-    await this.#owned[Symbol.asyncDispose]();
   }
 
   async #findTemplate(language: Language, memoryMb: number): Promise<Template | undefined> {
@@ -165,7 +185,7 @@ export class Supply implements AsyncDisposable {
     void this.#templates.sweep().catch((error) => log.debug("old templates could not be swept", { reason: messageOf(error) }));
     const hypervisor = await findHypervisor({
       config: this.#config,
-      platform: this.platform,
+      platform: this.#platform,
       assets: this.#assets,
       ownerToken: journal.token,
       log,

@@ -8,6 +8,7 @@ import { silentLogger } from "../../src/base/log.ts";
 import { downloadTree, uploadTree } from "../../src/cli/transfer.ts";
 import { type Language, Scheduler } from "../../src/mod.ts";
 import { qemuPid } from "../../src/qemu/usage.ts";
+import { LocalMachine } from "../../src/run/local_machine.ts";
 import { Session } from "../../src/run/session.ts";
 import { checkSession } from "../../src/run/session_request.ts";
 import type { Vm } from "../../src/vm/vm.ts";
@@ -198,7 +199,8 @@ export async function openMachine(bench: Bench, language: Language, memoryMiB: n
   const vm = await clone(bench, language, memoryMiB);
   await vm.ready;
   const request = checkSession({ language }, { timeoutSeconds: 30, memoryMb: memoryMiB, idleTimeoutSeconds: 3600 });
-  const session = new Session({ vm, request, start: "template", log: silentLogger(), release: () => {} });
+  const machine = new LocalMachine({ vm, template: undefined, onRelease: () => {} });
+  const session = new Session({ machine, request, log: silentLogger(), onEnd: () => {} });
   const directory = mkdtempSync(path.join(existsSync(MEMORY_DIRECTORY) ? MEMORY_DIRECTORY : os.tmpdir(), "sbx-bench-"));
   return {
     session,

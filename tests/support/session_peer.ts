@@ -6,6 +6,7 @@ import { silentLogger } from "../../src/base/log.ts";
 import type { Frame } from "../../src/channel/wire.ts";
 import { Child } from "../../src/host/process.ts";
 import { Qmp } from "../../src/qemu/qmp.ts";
+import { LocalMachine } from "../../src/run/local_machine.ts";
 import { Session } from "../../src/run/session.ts";
 import { checkSession, type SessionRequest } from "../../src/run/session_request.ts";
 import { Console } from "../../src/vm/console.ts";
@@ -50,16 +51,20 @@ export async function openSessionPeer(t: TestContext, options: SessionPeerOption
   });
   const checked = checkSession({ language: "python", ...options.request }, { timeoutSeconds: 30, memoryMb: 256, idleTimeoutSeconds: 300 });
   let releases = 0;
-  const session = new Session({
+  const machine = new LocalMachine({
     vm,
-    request: { ...checked, idleTimeoutSeconds: options.idleTimeoutSeconds ?? checked.idleTimeoutSeconds },
-    start: "template",
-    log: silentLogger(),
-    release: () => {
+    template: undefined,
+    onRelease: () => {
       releases += 1;
       // As a supply does: nobody waits for the death here, but the test's end does.
       void vm[Symbol.asyncDispose]();
     },
+  });
+  const session = new Session({
+    machine,
+    request: { ...checked, idleTimeoutSeconds: options.idleTimeoutSeconds ?? checked.idleTimeoutSeconds },
+    log: silentLogger(),
+    onEnd: () => {},
   });
   t.after(() => session.close());
   return { session, peer, received, child, releases: () => releases };
