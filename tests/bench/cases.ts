@@ -140,17 +140,17 @@ function environment(): Record<string, string> {
   return Object.fromEntries(Object.entries(process.env).filter((entry): entry is [string, string] => entry[1] !== undefined));
 }
 
-/** A machine from the template that a scheduler has made. */
-export async function clone(bench: Bench, language: Language, memoryMiB = MEMORY_MIB): Promise<Vm> {
-  const { hypervisor, templates } = bench;
-  const identity = templateIdentity(hypervisor, { language, memoryMiB, warmUp: warmUpText(language) });
-  const template: Template | undefined = await templates.find(identity);
+/** The template that a scheduler has made. */
+export async function templateOf({ hypervisor, templates }: Bench, language: Language, memoryMiB: number): Promise<Template> {
+  const template = await templates.find(templateIdentity(hypervisor, { language, memoryMiB, warmUp: warmUpText(language) }));
   if (!template) throw new Error(`no template for ${language}: run the case that makes it first`);
-  return await launch(hypervisor, {
-    language,
-    memoryMiB,
-    origin: { kind: "clone", files: template },
-  });
+  return template;
+}
+
+/** A machine from that template. */
+export async function clone(bench: Bench, language: Language, memoryMiB = MEMORY_MIB): Promise<Vm> {
+  const files = await templateOf(bench, language, memoryMiB);
+  return await launch(bench.hypervisor, { language, memoryMiB, origin: { kind: "clone", files } });
 }
 
 async function execute(vm: Vm, code: string): Promise<void> {
