@@ -10,6 +10,7 @@ import { LocalMachine } from "../../src/run/local_machine.ts";
 import { Session } from "../../src/run/session.ts";
 import { checkSession, type SessionRequest } from "../../src/run/session_request.ts";
 import { Console } from "../../src/vm/console.ts";
+import type { Template } from "../../src/vm/template.ts";
 import { Vm } from "../../src/vm/vm.ts";
 import { connect, type Peer, SHORT } from "./guest_peer.ts";
 
@@ -33,6 +34,18 @@ export interface SessionPeerOptions {
   readonly graces?: typeof SHORT;
 }
 
+/** What the machine would be a clone of. */
+const TEMPLATE: Template = {
+  language: "python",
+  memoryMiB: 256,
+  key: "",
+  directory: "",
+  ramFile: "",
+  stateFile: "",
+  translationsFile: "",
+  bakeId: "",
+};
+
 /** Opens a session of the session's own code on a machine that is none; closed when the test ends. */
 export async function openSessionPeer(t: TestContext, options: SessionPeerOptions = {}): Promise<SessionPeer> {
   const { channel, peer, received } = connect(options.onFrame, options.graces ?? SHORT);
@@ -53,7 +66,7 @@ export async function openSessionPeer(t: TestContext, options: SessionPeerOption
   let releases = 0;
   const machine = new LocalMachine({
     vm,
-    template: undefined,
+    template: TEMPLATE,
     onRelease: () => {
       releases += 1;
       // As a supply does: nobody waits for the death here, but the test's end does.
