@@ -1,115 +1,104 @@
-/** Gate: VMs wait here, first come, first served, until the budget has room for them. */
+/**
+ * Gate: VMs wait here until the budget has room for them. Memory is held as long as a VM lives, a CPU slot only while it works. Each has a line of
+ * its own, and whoever holds a slot never waits for memory: so somebody who waits for memory holds up nobody who needs a slot alone, and
+ * those who hold the memory can always finish.
+ */
 import { VmCapacityError } from "../base/errors.ts";
 import type { Budget } from "./budget.ts";
+import { Line, type LineWords, type Reservation, type WaitOptions } from "./line.ts";
 
-/** How long a VM waits for room while nobody is admitted, before the caller is told. Longer than any execution may take. */
-export const ADMISSION_TIMEOUT_MS = 330_000;
-const WAITING_MAX = 10_000;
-
-interface Waiter {
-  readonly need: Budget;
-  readonly admit: () => void;
-}
+const MEMORY_WORDS: LineWords = {
+  action: (memoryMiB) => `Cannot start a VM with ${memoryMiB} MB`,
+  inUse: (used, limit) => `in use: ${used} of ${limit} MB`,
+  hint: "Close sessions that are not needed, ask for less memory, or raise memoryOvercommitRatio.",
+};
+const SLOT_WORDS: LineWords = {
+  action: () => "Cannot run",
+  inUse: (used, limit) => `in use: ${used} of ${limit} CPU slots`,
+  hint: "Run less at once, or raise cpuOvercommitRatio.",
+};
 
 /** Grants parts of one budget. */
 export class Gate {
   readonly #budget: Budget;
-  readonly #waiters: Waiter[] = [];
-  #used: { memoryMiB: number; cpus: number } = { memoryMiB: 0, cpus: 0 };
-  #admittedAt = 0;
+  readonly #memory: Line;
+  readonly #slots: Line;
+  #watchers: Array<() => void> = [];
 
   /** `budget` is never exceeded. */
   constructor(budget: Budget) {
     this.#budget = budget;
+    const onChange = () => this.#tellWatchers();
+    this.#memory = new Line(budget.memoryMiB, MEMORY_WORDS, onChange);
+    this.#slots = new Line(budget.cpus, SLOT_WORDS, onChange);
+  }
+
+  /** What is held, in use and reserved. */
+  get held(): { readonly memoryMiB: number; readonly reservedMiB: number; readonly cpus: number } {
+    return { memoryMiB: this.#memory.used, reservedMiB: this.#memory.reserved, cpus: this.#slots.used };
+  }
+
+  /** Somebody waits for memory or for a slot. */
+  get isContended(): boolean {
+    return !this.#memory.isEmpty || !this.#slots.isEmpty;
+  }
+
+  /** Nobody works, nobody waits. */
+  get isQuiet(): boolean {
+    return this.#slots.used === 0 && !this.isContended;
   }
 
   /**
-   * Waits for room; disposing the grant gives it back. Throws `VmCapacityError` when `need` can never fit, when too many wait already or
-   * when nobody was admitted for `timeoutMs`: a queue that moves is no lack of capacity; rejects with the signal's reason.
+   * Memory for a VM, at once where it is free and nobody waits; what is reserved is evicted for it. Disposing the grant gives it back. Throws `VmCapacityError`
+   * when so much can never be had; rejects with it after too long a time, and with the signal's reason.
    */
-  async acquire(
-    need: Budget,
-    options: { readonly signal?: AbortSignal | undefined; readonly timeoutMs?: number } = {},
-  ): Promise<Disposable> {
-    options.signal?.throwIfAborted();
-    if (need.memoryMiB > this.#budget.memoryMiB || need.cpus > this.#budget.cpus) {
-      throw new VmCapacityError(
-        `Cannot start a VM with ${need.memoryMiB} MB: the budget of this host is ${this.#budget.memoryMiB} MB in all`,
-        { retry: "never", hint: "Ask for less memory, or raise memoryOvercommitRatio." },
-      );
-    }
-    if (this.#waiters.length > 0 || !this.#fits(need)) await this.#wait(need, options);
-    else this.#take(need);
-    let isHeld = true;
-    return {
-      [Symbol.dispose]: () => {
-        if (!isHeld) return;
-        isHeld = false;
-        this.#used = { memoryMiB: this.#used.memoryMiB - need.memoryMiB, cpus: this.#used.cpus - need.cpus };
-        this.#admitNext();
-      },
-    };
+  hold(memoryMiB: number, options: WaitOptions = {}): Disposable | Promise<Disposable> {
+    this.checkMemory(memoryMiB);
+    return this.#memory.take(memoryMiB, options);
   }
 
-  #fits(need: Budget): boolean {
-    return this.#used.memoryMiB + need.memoryMiB <= this.#budget.memoryMiB && this.#used.cpus + need.cpus <= this.#budget.cpus;
+  /** A CPU slot, at once where one is free and nobody waits. Otherwise as `hold`. */
+  occupy(options: WaitOptions = {}): Disposable | Promise<Disposable> {
+    return this.#slots.take(1, options);
   }
 
-  #take(need: Budget): void {
-    this.#used = { memoryMiB: this.#used.memoryMiB + need.memoryMiB, cpus: this.#used.cpus + need.cpus };
+  /** Memory for a VM that nobody has asked for, if there is room and nobody waits; `evict` is called when somebody needs it more. */
+  reserve(memoryMiB: number, options: { readonly worth: number; readonly evict: () => void }): Reservation | undefined {
+    return this.#memory.reserve(memoryMiB, options);
   }
 
-  /** The head of the queue is never overtaken: a large request is not starved by small ones. */
-  #admitNext(): void {
-    for (let head = this.#waiters[0]; head && this.#fits(head.need); head = this.#waiters[0]) {
-      this.#waiters.shift();
-      this.#admittedAt = performance.now();
-      this.#take(head.need);
-      head.admit();
-    }
+  /** Throws `VmCapacityError` when so much memory can never be had. */
+  checkMemory(memoryMiB: number): void {
+    if (memoryMiB <= this.#budget.memoryMiB) return;
+    throw new VmCapacityError(
+      `Cannot start a VM with ${memoryMiB} MB: the budget of this host is ${this.#budget.memoryMiB} MB in all`,
+      { retry: "never", hint: "Ask for less memory, or raise memoryOvercommitRatio." },
+    );
   }
 
-  #wait(need: Budget, options: { readonly signal?: AbortSignal | undefined; readonly timeoutMs?: number }): Promise<void> {
-    if (this.#waiters.length >= WAITING_MAX) {
-      throw new VmCapacityError(`Cannot start a VM: at most ${WAITING_MAX} may wait for room, and they do`);
-    }
-    const timeoutMs = options.timeoutMs ?? ADMISSION_TIMEOUT_MS;
+  /** Resolves at the next moment in which nobody works and nobody waits; at once when that is now. Rejects with the signal's reason. */
+  async quiet(signal: AbortSignal): Promise<void> {
+    while (!this.isQuiet) await this.changed(signal);
+  }
+
+  /** Resolves when something was given back or somebody has left. Rejects with the signal's reason. */
+  changed(signal: AbortSignal): Promise<void> {
+    if (signal.aborted) return Promise.reject(signal.reason);
     return new Promise((resolve, reject) => {
-      const leave = (reason: unknown) => {
-        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
-        settle();
-        reject(reason);
-        this.#admitNext();
+      const onAbort = () => {
+        this.#watchers = this.#watchers.filter((watcher) => watcher !== onChange);
+        reject(signal.reason);
       };
-      const onAbort = () => leave(options.signal?.reason);
-      const queuedAt = performance.now();
-      const onTime = () => {
-        const leftMs = Math.max(queuedAt, this.#admittedAt) + timeoutMs - performance.now();
-        if (leftMs <= 0) return leave(this.#timeoutError(need, timeoutMs));
-        timer = setTimeout(onTime, leftMs + 1);
+      const onChange = () => {
+        signal.removeEventListener("abort", onAbort);
+        resolve();
       };
-      let timer = setTimeout(onTime, timeoutMs + 1);
-      const settle = () => {
-        clearTimeout(timer);
-        options.signal?.removeEventListener("abort", onAbort);
-      };
-      const waiter: Waiter = {
-        need,
-        admit: () => {
-          settle();
-          resolve();
-        },
-      };
-      options.signal?.addEventListener("abort", onAbort, { once: true });
-      this.#waiters.push(waiter);
+      signal.addEventListener("abort", onAbort, { once: true });
+      this.#watchers.push(onChange);
     });
   }
 
-  #timeoutError(need: Budget, timeoutMs: number): VmCapacityError {
-    const { memoryMiB, cpus } = this.#used;
-    return new VmCapacityError(
-      `Cannot start a VM with ${need.memoryMiB} MB: no room after ${timeoutMs} ms (in use: ${memoryMiB} of ${this.#budget.memoryMiB} MB, ` +
-        `${cpus} of ${this.#budget.cpus} slots)`,
-    );
+  #tellWatchers(): void {
+    for (const watcher of this.#watchers.splice(0)) watcher();
   }
 }

@@ -6,11 +6,17 @@ import type { Template } from "../vm/template.ts";
 import { describeLoss, type Vm } from "../vm/vm.ts";
 import type { Machine } from "./machine.ts";
 
+const ALWAYS_FREE: Disposable = { [Symbol.dispose]() {} };
+
 /** What one consists of. */
 export interface LocalMachineParts {
   readonly vm: Vm;
   /** What it was cloned from. */
   readonly template: Template | undefined;
+  /** Slots for what it does; default: there is always one. */
+  readonly occupy?: (signal: AbortSignal | undefined) => Disposable | Promise<Disposable>;
+  /** What its start was given, for the first who works with it. */
+  readonly slot?: Disposable;
   /** Called once, when it is given back. */
   readonly onRelease: () => void;
 }
@@ -20,13 +26,17 @@ export class LocalMachine implements Machine {
   readonly vm: Vm;
   readonly template: Template | undefined;
   readonly start: StartKind;
+  readonly #occupy: NonNullable<LocalMachineParts["occupy"]>;
+  #slot: Disposable | undefined;
   #onRelease: (() => void) | undefined;
 
   /** The machine of `parts`. */
-  constructor({ vm, template, onRelease }: LocalMachineParts) {
+  constructor({ vm, template, occupy = () => ALWAYS_FREE, slot, onRelease }: LocalMachineParts) {
     this.vm = vm;
     this.template = template;
     this.start = template ? "template" : "cold";
+    this.#occupy = occupy;
+    this.#slot = slot;
     this.#onRelease = onRelease;
   }
 
@@ -54,6 +64,12 @@ export class LocalMachine implements Machine {
     return this.vm.lost;
   }
 
+  occupy(signal: AbortSignal | undefined): Disposable | Promise<Disposable> {
+    const slot = this.#slot;
+    this.#slot = undefined;
+    return slot ?? this.#occupy(signal);
+  }
+
   usage(): QemuUsage {
     return this.vm.usage();
   }
@@ -63,6 +79,7 @@ export class LocalMachine implements Machine {
   }
 
   release(): void {
+    this.#slot?.[Symbol.dispose]();
     const onRelease = this.#onRelease;
     this.#onRelease = undefined;
     onRelease?.();

@@ -30,6 +30,11 @@ export interface Machine extends AsyncDisposable {
   readonly ready: Promise<number>;
   /** Aborts when QEMU has ended or the channel is lost. */
   readonly lost: AbortSignal;
+  /**
+   * A CPU slot of the host, to be held while the machine works for somebody and disposed then; at once, not a promise, when one is free. The first call takes
+   * over the slot that the start had. Rejects with `VmCapacityError` and with the signal's reason.
+   */
+  occupy(signal: AbortSignal | undefined): Disposable | Promise<Disposable>;
   /** What it has cost since it was handed over. */
   usage(): QemuUsage;
   /** The message of `error`, which ended it, with QEMU's own words when it left any. */

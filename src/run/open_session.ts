@@ -12,6 +12,7 @@ export async function openSession(
   onEnd: (session: Session) => void,
 ): Promise<Session> {
   return await onMachine(request, context, async (machine) => {
+    using _slot = await machine.occupy(request.signal);
     await abortable(machine.ready, request.signal);
     await abortable(writeFiles(machine.guest.files, request.files, request.signal), request.signal);
     return new Session({ machine, request, log: context.log, onEnd });

@@ -13,6 +13,7 @@ import { VmFiles } from "./vm_files.ts";
 /** Runs `request`; its VM is dead or dying when this returns. */
 export async function runOnce(request: CheckedRequest, context: RunContext): Promise<ExecutionResult> {
   const { execution, result } = await onMachine(request, context, async (machine) => {
+    using _slot = await machine.occupy(request.signal);
     const outcome = await runOn(machine, request, context);
     machine.release();
     return outcome;

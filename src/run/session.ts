@@ -112,7 +112,7 @@ export class Session implements AsyncDisposable, FileAccess {
   }
 
   /**
-   * Runs code, after the executions that were asked for earlier. A non-zero exit, a signal or a time-out of the program is a result, unless
+   * Runs code, after the executions that were asked for earlier, once the host has a CPU slot for it. A non-zero exit, a signal or a time-out of the program is a result, unless
    * `check` is set. Rejects with `OutputLimitError` when output goes past its cap, with `OutcomeUnknownError` when the VM is lost meanwhile
    * (the session is closed then), and with the signal's reason when aborted.
    */
@@ -297,7 +297,9 @@ export class Session implements AsyncDisposable, FileAccess {
   async #inTurn<T>(signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
     return await this.#use(async () => {
       signal?.throwIfAborted();
-      using _turn = this.#turns.tryAcquire() ?? await this.#nextTurn(signal);
+      using _turn = this.#turns.tryAcquire() ?? await this.#granted(this.#turns.acquire(signal));
+      const slot = this.#parts.machine.occupy(signal);
+      using _slot = slot instanceof Promise ? await this.#granted(slot) : slot;
       try {
         return await work();
       } catch (error) {
@@ -307,12 +309,12 @@ export class Session implements AsyncDisposable, FileAccess {
     });
   }
 
-  async #nextTurn(signal: AbortSignal | undefined): Promise<Disposable> {
-    const waiting = this.#turns.acquire(signal);
+  /** What is waited for in a line, unless the session ends first. */
+  async #granted(waiting: Promise<Disposable>): Promise<Disposable> {
     try {
       return await abortable(waiting, this.#ended.signal);
     } catch (error) {
-      waiting.then((turn) => turn[Symbol.dispose](), () => {}); // Nobody waits for it any more; whoever is next may go.
+      waiting.then((grant) => grant[Symbol.dispose](), () => {}); // Nobody waits for it any more; whoever is next may go.
       throw error;
     }
   }

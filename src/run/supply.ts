@@ -70,8 +70,10 @@ export class Supply implements MachineSource {
   /** Room first: a machine that bakes takes as much as the one that runs, and one that can never fit is not baked for. */
   async lease(request: MachineRequest): Promise<LocalMachine> {
     const { language, memoryMb, signal } = request;
-    const room = await this.#gate.acquire({ memoryMiB: memoryMb, cpus: 1 }, { signal });
+    const room = await this.#gate.hold(memoryMb, { signal });
+    let slot: Disposable | undefined;
     try {
+      slot = await this.#gate.occupy({ signal });
       await this.#dropTemplateOf(request.insteadOf);
       const template = await this.#template(language, memoryMb, signal);
       const vm = await launch(await this.#host(), {
@@ -84,15 +86,17 @@ export class Supply implements MachineSource {
         this.#release(vm);
         room[Symbol.dispose]();
       };
-      return new LocalMachine({ vm, template, onRelease });
+      return new LocalMachine({ vm, template, slot, occupy: (until) => this.#gate.occupy({ signal: until }), onRelease });
     } catch (error) {
+      slot?.[Symbol.dispose]();
       room[Symbol.dispose]();
       throw error;
     }
   }
 
   async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
-    using _room = await this.#gate.acquire({ memoryMiB: memoryMb, cpus: 1 }, { signal });
+    using _room = await this.#gate.hold(memoryMb, { signal });
+    using _slot = await this.#gate.occupy({ signal });
     await this.#template(language, memoryMb, signal);
   }
 

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import fc from "fast-check";
-import { budgetOf } from "../../../src/admission/budget.ts";
+import { budgetOf, toReclaim } from "../../../src/admission/budget.ts";
 
 const MIB = 1_048_576;
 const DEFAULTS = { memoryOvercommitRatio: 1.5, cpuOvercommitRatio: 4, hostMemoryReserveRatio: 0.1 };
@@ -32,4 +32,21 @@ test("budget: whole, not negative, and never more than the formula, whatever hos
     assert.ok(budget.memoryMiB <= memoryMiB * (1 - given.hostMemoryReserveRatio) * given.memoryOvercommitRatio);
     assert.ok(budget.cpus <= Math.max(1, cpus * given.cpuOvercommitRatio));
   }));
+});
+
+test("toReclaim: enough or nothing, the least worth first, nothing that could stay", () => {
+  const reserved = fc.array(fc.record({ amount: fc.integer({ min: 1, max: 50 }), worth: fc.integer({ min: 0, max: 3 }) }), {
+    maxLength: 12,
+  });
+  fc.assert(fc.property(reserved, fc.integer({ min: 1, max: 300 }), (all, missing) => {
+    const chosen = toReclaim(all, missing);
+    const sum = (parts: typeof all) => parts.reduce((total, { amount }) => total + amount, 0);
+    assert.ok(chosen.every((each) => all.includes(each)) && new Set(chosen).size === chosen.length);
+    if (sum(all) < missing) return assert.deepEqual(chosen, []);
+    assert.ok(sum(chosen) >= missing);
+    for (const each of chosen) assert.ok(sum(chosen) - each.amount < missing, "each of them is needed");
+    const dearest = Math.max(...chosen.map(({ worth }) => worth));
+    assert.ok(sum(all.filter(({ worth }) => worth < dearest)) < missing, "cheaper ones would not have done");
+  }));
+  assert.deepEqual(toReclaim([{ amount: 3, worth: 1 }, { amount: 2, worth: 0 }], 2), [{ amount: 2, worth: 0 }]);
 });
