@@ -1,6 +1,6 @@
 /** Assist: what a guest says about code that somebody types, checked before it is believed. */
 import { Deadline } from "../base/async.ts";
-import { GuestAgentError, InputValidationError, shown } from "../base/errors.ts";
+import { CommunicationError, GuestAgentError, InputValidationError, OutcomeUnknownError, shown } from "../base/errors.ts";
 import { ASSIST_TIMEOUT_MS, COMPLETIONS_MAX, GUEST_KILL_GRACE_MS } from "../base/limits.ts";
 import type { GuestChannel } from "../channel/guest.ts";
 import type { BackgroundOutput } from "./background_output.ts";
@@ -72,20 +72,23 @@ export interface AskOptions {
   readonly background: BackgroundOutput;
 }
 
-/** Asks the guest, between executions. Throws `GuestAgentError` when it says nothing useful in time. */
+/** Asks the guest, between executions. Throws `GuestAgentError` when it says nothing useful in time, `CommunicationError` when it is lost. */
 export async function ask<T>(guest: GuestChannel, question: AssistQuestion<T>, { signal, background }: AskOptions): Promise<T> {
   const { kind, code, blank, parse } = question;
   if (!/\S/.test(code)) return blank;
-  const late = new GuestAgentError(
-    `Cannot ${kind === "complete" ? "complete" : "judge the code"}: no answer after ${ASSIST_TIMEOUT_MS} ms`,
-  );
+  const action = kind === "complete" ? "complete" : "judge the code";
+  const late = new GuestAgentError(`Cannot ${action}: no answer after ${ASSIST_TIMEOUT_MS} ms`);
   using deadline = new Deadline(ASSIST_TIMEOUT_MS, () => late);
   // Our own time ends first: an interrupt keeps the state, a time-out in the guest would not.
   const timeoutMs = ASSIST_TIMEOUT_MS + GUEST_KILL_GRACE_MS;
   const both = signal ? AbortSignal.any([signal, deadline.signal]) : deadline.signal;
   const { value } = await guest.exec({ code, env: {}, timeoutMs, assist: kind }, {
     onOutput: (name, bytes) => background.push(name, bytes),
-  }, both);
+  }, both).catch((cause) => {
+    // A question runs nothing: there is no outcome to be in doubt about.
+    if (!(cause instanceof OutcomeUnknownError)) throw cause;
+    throw new CommunicationError(`Cannot ${action}: the VM was lost before it answered`, { cause });
+  });
   const answer = parseValue(value);
   const parsed = answer && parse(answer);
   if (parsed === undefined) throw new GuestAgentError("Cannot read the guest's answer about the code", { retry: "unknown" });
