@@ -56,6 +56,7 @@ export async function execute(guest: GuestChannel, request: ExecutionRequest, lo
   };
   const texts = { stdout: text("stdout", STDOUT_MAX_BYTES, request.onStdout), stderr: text("stderr", STDERR_MAX_BYTES, request.onStderr) };
   const results: DisplayData[] = [];
+  let shownCount = 0;
   let passed: OutputName | undefined;
   request.background?.take((name, bytes) => texts[name].push(bytes));
   const reply = await guest.exec(
@@ -66,7 +67,8 @@ export async function execute(guest: GuestChannel, request: ExecutionRequest, lo
         return events?.drained();
       },
       onDisplay: (data) => {
-        if (results.length < DISPLAY_OBJECTS_MAX) results.push(data);
+        shownCount += 1;
+        if (shownCount <= DISPLAY_OBJECTS_MAX) results.push(data);
         events?.push({ type: "display", data });
         return events?.drained();
       },
@@ -74,5 +76,9 @@ export async function execute(guest: GuestChannel, request: ExecutionRequest, lo
     request.signal,
   );
   if (reply.isDisplayMalformed) throw new GuestAgentError("Cannot read the display data: it must be JSON objects", { retry: "unknown" });
+  if (shownCount > DISPLAY_OBJECTS_MAX) {
+    const got = `got ${shownCount}: the result has the first ${DISPLAY_OBJECTS_MAX}`;
+    texts.stderr.pushLine(`Cannot keep all display data: one execution has at most ${DISPLAY_OBJECTS_MAX} objects, ${got}`);
+  }
   return { stdout: texts.stdout.finish(), stderr: texts.stderr.finish(), results, reply, outputLimit: reply.outputLimit ?? passed };
 }

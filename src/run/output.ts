@@ -31,6 +31,12 @@ export class OutputText {
     return fitting.length === bytes.length;
   }
 
+  /** Adds a line of ours after what is there, on a line of its own; a text that is full stays as it is. */
+  pushLine(line: string): void {
+    const isFresh = this.#parts.at(-1)?.endsWith("\n") ?? true;
+    this.push(new TextEncoder().encode(`${isFresh ? "" : "\n"}${line}\n`));
+  }
+
   /** The whole text; an unfinished character at its end becomes U+FFFD. */
   finish(): string {
     this.#keep(this.#decoder.decode());

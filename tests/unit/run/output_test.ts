@@ -37,6 +37,20 @@ test("output: byte by byte, characters are delivered as soon as they are whole",
   assert.deepEqual(pieces, ["ü", "🎓", "x"]);
 });
 
+test("output: a line of ours is a line of its own, within the limit", () => {
+  for (
+    const [before, wanted] of [["", "ours\n"], ["a\n", "a\nours\n"], ["a", "a\nours\n"], ["12345678", "12345678\no"], [
+      "1234567890",
+      "1234567890",
+    ]]
+  ) {
+    const pieces: string[] = [], output = new OutputText(10, (piece) => pieces.push(piece));
+    output.push(bytesOf(before ?? ""));
+    output.pushLine("ours");
+    assert.deepEqual([output.finish(), pieces.join("")], [wanted, wanted]);
+  }
+});
+
 test("output: a byte-order mark is the program's and stays, wherever it is", () => {
   const { text, pieces } = collect([bytesOf("\ufeffa"), bytesOf("\ufeff")]);
   assert.deepEqual([text, pieces], ["\ufeffa\ufeff", ["\ufeffa", "\ufeff"]]);
