@@ -36,6 +36,7 @@ import {
   type AttachOptions,
   checkAttach,
   checkSpawn,
+  giveUpInput,
   type ProcessInfo,
   processInfo,
   type ProcessStart,
@@ -266,11 +267,11 @@ export class Session implements AsyncDisposable, FileAccess {
 
   async #execute(checked: CheckedExec, call: { readonly calledAt: number; readonly events?: EventSink }): Promise<ExecutionResult> {
     const { machine, log } = this.#parts;
-    return await this.#inTurn(checked.signal, async () => {
+    const inTurn = this.#inTurn(checked.signal, async () => {
       this.#execCount += 1;
       const startedAt = performance.now();
       const background = this.#background;
-      const running = execute(machine.guest, { ...checked, stdin: checked.openStdin?.(), events: call.events, background }, log);
+      const running = execute(machine.guest, { ...checked, events: call.events, background }, log);
       running.catch(() => {}); // It is awaited below.
       await null; // What was sent has left now: the guest need not wait while we read what its machine has cost so far.
       const before = machine.usage(), execution = await running;
@@ -285,6 +286,10 @@ export class Session implements AsyncDisposable, FileAccess {
       const measures = { usage: { ...usage, cpuTimeMs }, timing, start: machine.start };
       const result = { ...measured(execution, measures), stateReset: execution.reply.isReset };
       return conclude(result, { outputLimit: execution.outputLimit, check: checked.check, timeoutSeconds: checked.timeoutSeconds });
+    });
+    return await inTurn.catch((error) => {
+      checked.giveUp(error);
+      throw error;
     });
   }
 
@@ -326,7 +331,11 @@ export class Session implements AsyncDisposable, FileAccess {
 
   async #openProcess(options: Omit<ProcessStart, "call" | "closing">): Promise<SessionProcess> {
     const call = <T>(work: (processes: GuestProcesses) => Promise<T>) => this.#use(() => work(this.#parts.machine.guest.processes));
-    const process = await this.#use(() => SessionProcess.open({ ...options, call, closing: this.#closing.signal }));
+    const opening = this.#use(() => SessionProcess.open({ ...options, call, closing: this.#closing.signal }));
+    const process = await opening.catch((error) => {
+      giveUpInput(options.input, error);
+      throw error;
+    });
     // A session with a process that somebody is attached to is in use.
     const use = this.#idle.use(), over = () => use[Symbol.dispose]();
     process.wait().then(over, over);

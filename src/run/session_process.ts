@@ -138,6 +138,11 @@ export function inputPieces(input: InputSource): AsyncIterable<Uint8Array> {
   })();
 }
 
+/** Ends a stream that nobody will read. One that is read already ends with its reader. */
+export function giveUpInput(input: InputSource | undefined, reason: unknown): void {
+  if (input instanceof ReadableStream && !input.locked) void input.cancel(reason).catch(() => {}); // It has failed itself: nobody minds.
+}
+
 /** A list as users see it. */
 export function processInfo({ id, pid, argv, isBackground, isAttached, hasPty, exitCode }: GuestProcessInfo): ProcessInfo {
   return { id, pid, argv, background: isBackground, attached: isAttached, pty: hasPty, exitCode: exitCode ?? null };

@@ -6,7 +6,7 @@ import { checkEnv, mergeEnv } from "./env.ts";
 import type { ExecutionRequest } from "./execute.ts";
 import { checkFiles, type FileSources } from "./file_source.ts";
 import { checkCode, checkLanguage, type Language, type RequestDefaults } from "./request.ts";
-import { checkInput, inputPieces, type InputSource } from "./session_process.ts";
+import { checkInput, giveUpInput, inputPieces, type InputSource } from "./session_process.ts";
 
 /** A session: one VM that is kept. */
 export interface SessionRequest {
@@ -63,8 +63,10 @@ export interface CheckedSessionRequest extends Readonly<Required<Omit<SessionReq
 /** An execution's request in which every field is checked and has its value. */
 export type CheckedExec = Omit<ExecutionRequest, "isFinal" | "events" | "stdin"> & {
   readonly check: boolean;
-  /** Opens standard input: not before the execution's turn. */
-  readonly openStdin: (() => AsyncIterable<Uint8Array>) | undefined;
+  /** Opened when it is read, which is not before the execution's turn. */
+  readonly stdin: AsyncIterable<Uint8Array> | undefined;
+  /** Ends the stream that was given as standard input, where nobody has begun to read it. */
+  readonly giveUp: (reason: unknown) => void;
 };
 
 const SESSION_FIELDS: ReadonlySet<string> = new Set<keyof SessionRequest>([
@@ -125,7 +127,8 @@ export function checkExec(code: string, options: ExecOptions, session: CheckedSe
     signal: checkSignal("run", options.signal),
     onStdout: checkCallback("run", "onStdout", onStdout) ?? session.onStdout,
     onStderr: checkCallback("run", "onStderr", onStderr) ?? session.onStderr,
-    openStdin: input === undefined ? undefined : () => inputPieces(input),
+    stdin: input === undefined ? undefined : { [Symbol.asyncIterator]: () => inputPieces(input)[Symbol.asyncIterator]() },
+    giveUp: (reason) => giveUpInput(input, reason),
   };
 }
 
