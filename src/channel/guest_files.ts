@@ -1,6 +1,6 @@
 /** Guest files: the agent's file methods as typed calls. Paths have been checked by the caller; the guest checks them again. */
 import { abortable, Semaphore } from "../base/async.ts";
-import { type FileReason, SandboxFileError, shown } from "../base/errors.ts";
+import { type FileReason, InputValidationError, SandboxFileError, shown } from "../base/errors.ts";
 import { CALLS_MAX, DIRECTORY_ENTRIES_MAX, FILE_MAX_BYTES, PATH_COMPONENT_MAX_BYTES, TRANSFERS_MAX } from "../base/limits.ts";
 import { answerObject, isCount, type JsonObject, parseObject, type Refusal, refusalError, refusalOf, unreadable } from "./answer.ts";
 import type { Answer, DataHandler, Mux, MuxStream } from "./mux.ts";
@@ -148,14 +148,26 @@ export class GuestFiles {
 
   /** Gives what stands at `from` the name `to`, replacing a file there. */
   async rename(from: string, options: { readonly to: string; readonly signal?: AbortSignal | undefined }): Promise<void> {
-    await this.#call({ method: "file_rename", from, to: options.to }, "rename", from, options.signal);
+    const answer = await this.#ask({ method: "file_rename", from, to: options.to }, options.signal);
+    const refusal = refusalOf(answer);
+    if (refusal?.code === "bad_request") {
+      // Both paths were checked: what is left is where they lead.
+      throw new InputValidationError(
+        `Cannot rename ${shown(from)} in the guest: a directory cannot go into itself, got ${shown(options.to)}`,
+      );
+    }
+    if (refusal) throw fileError(refusal, "rename", from);
   }
 
   async #call(message: Message, action: string, path: string, signal?: AbortSignal): Promise<Answer> {
-    const answer = await callAnswer(this.#mux, message, { turns: this.#calls, signal });
+    const answer = await this.#ask(message, signal);
     const refusal = refusalOf(answer);
     if (refusal) throw fileError(refusal, action, path);
     return answer;
+  }
+
+  #ask(message: Message, signal?: AbortSignal): Promise<Answer> {
+    return callAnswer(this.#mux, message, { turns: this.#calls, signal });
   }
 
   /** The answer of a transfer. Whichever of `signals` aborts first ends it, and its reason is what the caller sees. */

@@ -1,7 +1,7 @@
 /** Guest files: transfers and calls over a pipe whose other end the test is, and an agent that lies about them. */
 import assert from "node:assert/strict";
 import test from "node:test";
-import { CommunicationError, GuestAgentError, SandboxFileError } from "../../../src/base/errors.ts";
+import { CommunicationError, GuestAgentError, InputValidationError, SandboxFileError } from "../../../src/base/errors.ts";
 import { CALLS_MAX, FILE_MAX_BYTES, STREAM_CREDIT_BYTES, TRANSFERS_MAX } from "../../../src/base/limits.ts";
 import { DATA_FLAG, encodeCredit, type Frame, KIND } from "../../../src/channel/wire.ts";
 import { answering, connect, json, parsed, type Peer, rejectsWith } from "../../support/guest_peer.ts";
@@ -228,6 +228,12 @@ for (const [code, reason] of Object.entries(REASONS)) {
     }
   });
 }
+
+test("guest files: a directory that would go into itself is the caller's mistake", async () => {
+  const { channel } = connect(answering(json({ code: "bad_request", message: "Invalid argument" }), KIND.error));
+  const says = /^Cannot rename "a" in the guest: a directory cannot go into itself, got "link\/b"$/;
+  await rejectsWith(channel.files.rename("a", { to: "link/b" }), InputValidationError, says);
+});
 
 test("guest files: what is no file's fault is the agent's", async () => {
   for (const code of ["bad_request", "busy", "internal", "toString", "__proto__"]) {
