@@ -4,16 +4,19 @@ import { Buffer } from "node:buffer";
 import process from "node:process";
 import test from "node:test";
 import {
+  CommunicationError,
   EnvVarValidationError,
   ExecutionFailedError,
   GuestAgentError,
   InputValidationError,
   OutcomeUnknownError,
   OutputLimitError,
+  SandboxFileError,
   SessionClosedError,
   VmConfigError,
   VmTimeoutError,
 } from "../../../src/base/errors.ts";
+import { DISPLAY_OBJECTS_MAX } from "../../../src/base/limits.ts";
 import { DATA_FLAG, type Frame, KIND } from "../../../src/channel/wire.ts";
 import type { ExecOptions } from "../../../src/mod.ts";
 import { json, parsed, type Peer, rejectsWith, REPLY } from "../../support/guest_peer.ts";
@@ -264,6 +267,85 @@ test("session: questions about code take their turn, and bad answers are the gue
     { state: "complete", indent: "" },
   ]);
   assert.deepEqual([received.length, session.execCount], [asked, 0]);
+});
+
+test("session: a question whose VM is lost says so of the question: no code ran, so no outcome is unknown", async (t) => {
+  for (
+    const [ask, says] of [["complete", /^Cannot complete: the VM was lost/], [
+      "isComplete",
+      /^Cannot judge the code: the VM was lost/,
+    ]] as const
+  ) {
+    const { session, peer, received } = await openSessionPeer(t);
+    const asked = session[ask]("x");
+    asked.catch(() => {}); // It is awaited below.
+    await eventually("it was sent", () => codes(received).length === 1);
+    peer.pipe.destroy();
+    await rejectsWith(asked, CommunicationError, says);
+    await rejectsWith(session[ask]("x"), SessionClosedError, /its VM was lost/);
+  }
+});
+
+test("session: a stream given as standard input is cancelled when nobody will read it", async (t) => {
+  const source = () => {
+    const reasons: unknown[] = [];
+    return { reasons, stream: new ReadableStream<Uint8Array>({ cancel: (reason) => void reasons.push(reason) }) };
+  };
+  const { session } = await openSessionPeer(t, {
+    onFrame: (frame, peer) => {
+      if (frame.kind !== KIND.open || parsed(frame).method !== "spawn") return;
+      peer.send(frame.stream, KIND.error, json({ code: "not_found", message: "no such program" }));
+    },
+  });
+  session.exec("x").catch(() => {});
+  const aborted = source(), controller = new AbortController(), reason = new Error("enough"), { signal } = controller;
+  const waiting = session.exec("y", { stdin: aborted.stream, signal });
+  const early = source(), refused = source(), queued = source(), late = source();
+  controller.abort(reason);
+  await assert.rejects(settled(waiting, "the abort"), (error) => error === reason);
+  await assert.rejects(session.exec("y", { stdin: early.stream, signal }), (error) => error === reason);
+  await assert.rejects(session.spawn("none", [], { stdin: refused.stream }), SandboxFileError);
+  const ends = session.exec("z", { stdin: queued.stream });
+  ends.catch(() => {}); // It is awaited below.
+  await session.close();
+  await rejectsWith(ends, SessionClosedError);
+  await rejectsWith(session.exec("z", { stdin: late.stream }), SessionClosedError);
+  for (const { reasons } of [aborted, early]) assert.deepEqual(reasons, [reason]);
+  for (const { reasons } of [queued, late]) assert.ok(reasons.length === 1 && reasons[0] instanceof SessionClosedError, String(reasons));
+  assert.ok(refused.reasons.length === 1 && refused.reasons[0] instanceof SandboxFileError);
+  const own = source();
+  await rejectsWith(session.exec("", { stdin: own.stream }), InputValidationError);
+  assert.deepEqual([own.reasons, own.stream.locked], [[], false], "a call that was wrong has taken nothing");
+});
+
+test("session: display data beyond what a result keeps is told, and comes as events all the same", async (t) => {
+  const item = json({ "text/plain": "x" }), framed = new Uint8Array(4 + item.length);
+  new DataView(framed.buffer).setUint32(0, item.length, true);
+  framed.set(item, 4);
+  const { session } = await openSessionPeer(t, {
+    onFrame: (frame, peer) => {
+      if (frame.kind !== KIND.data) return;
+      peer.send(frame.stream, KIND.data, new TextEncoder().encode("half a line"), DATA_FLAG.stderr);
+      const count = Number(new TextDecoder().decode(frame.payload));
+      for (let left = count; left > 0; left -= 500) {
+        peer.send(frame.stream, KIND.data, Buffer.concat(Array(Math.min(left, 500)).fill(framed)), DATA_FLAG.display);
+      }
+      peer.send(frame.stream, KIND.result, json(REPLY));
+    },
+  });
+  const fits = await session.exec(`${DISPLAY_OBJECTS_MAX}`);
+  assert.deepEqual([fits.results.length, fits.stderr], [DISPLAY_OBJECTS_MAX, "half a line"]);
+  let shown = 0, errors = "";
+  for await (const event of session.stream(`${DISPLAY_OBJECTS_MAX + 5}`)) {
+    if (event.type === "display") shown += 1;
+    else if (event.type === "stderr") errors += event.text;
+    else if (event.type === "result") assert.deepEqual([event.result.results.length, event.result.stderr], [DISPLAY_OBJECTS_MAX, errors]);
+  }
+  assert.equal(shown, DISPLAY_OBJECTS_MAX + 5);
+  assert.equal(
+    errors,
+    "half a line\nCannot keep all display data: one execution has at most 10000 objects, got 10005: the result has the first 10000\n",
+  );
 });
 
 test("session: what is printed while the guest is asked about code belongs to the next execution", async (t) => {
