@@ -43,10 +43,8 @@ function statOf(pid: number): { readonly name: string; readonly cpuSeconds: numb
   }
 }
 
-async function endWithinASecond(pids: readonly number[]): Promise<void> {
-  const since = performance.now();
+async function allEnd(pids: readonly number[]): Promise<void> {
   await eventually("every QEMU has ended", () => pids.filter(runs).length === 0);
-  assert.ok(performance.now() - since < 1_000, "within a second");
 }
 
 testVm("each language runs, with output, error output and exit status apart", async () => {
@@ -207,7 +205,7 @@ testVm("an interrupt ends everything, and no QEMU is left", async () => {
     running.kill(signal);
     const { code, stderr } = await running.ended;
     assert.deepEqual([code, stderr], [status, `sbx: Interrupted by ${signal}\n`]);
-    await endWithinASecond(below);
+    await allEnd(below);
   }
 });
 
@@ -231,7 +229,7 @@ testVm("an interrupt of --json prints an error object, and no QEMU is left", asy
         hint: null,
         retry: "unknown",
       });
-      await endWithinASecond(below);
+      await allEnd(below);
     }
   }
   const several = start(["run", "-q", "--json", endless, endless], { env: ENV });
@@ -249,7 +247,7 @@ testVm("no QEMU survives sbx, even when that is killed", async () => {
   assert.ok(below.length > 0, "there is a QEMU");
   running.kill("SIGKILL");
   await running.ended;
-  await endWithinASecond(below);
+  await allEnd(below);
 });
 
 testVm("a reader that goes away ends the run quietly", async () => {

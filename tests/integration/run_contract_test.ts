@@ -181,10 +181,9 @@ test("an abort during a bake ends the caller's wait at once, and not the bake of
   const other = scheduler.run({ language: "raw", code: "echo two" });
   other.catch(() => {});
   await booting.promise;
-  const began = performance.now();
   controller.abort(reason);
   await assert.rejects(aborted, (error) => error === reason);
-  assert.ok(performance.now() - began < 1000);
+  assert.ok(!phases.includes("done"), "it did not wait for the bake");
   assert.equal((await other).stdout, "two\n");
   assert.deepEqual(phases, ["booting", "warming", "saving", "done"], "one bake, which has executed code before it is saved");
   await scheduler.close();
