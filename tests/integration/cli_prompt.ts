@@ -11,6 +11,9 @@ export const skipTerminal: string | false = reasonToSkip() ?? (hasProgram("tmux"
 /** Baking under emulation on a loaded machine takes its time. */
 export const ANSWER_MS = 120_000;
 
+/** After this long a line is typed once more. */
+const REPEAT_MS = 2_000;
+
 /** History and figures in `directory`; templates where all tests have theirs. */
 export function envOf(directory: string): Record<string, string> {
   return {
@@ -29,6 +32,8 @@ export interface Prompt extends AsyncDisposable {
   /** Types a line and Enter, and waits until the screen matches. */
   line(text: string, shows: RegExp): Promise<string>;
   press(key: string, shows: RegExp): Promise<string>;
+  /** The same as `line`, again and again: for what comes about at a time of its own. */
+  until(text: string, shows: RegExp): Promise<void>;
   /** Leaves with Ctrl-D. */
   leave(): Promise<void>;
 }
@@ -60,6 +65,14 @@ export async function prompt({ args = [], directory, env = [], size, waitFor = /
       await terminal.type(text);
       await terminal.press("Enter");
       return await shows(pattern);
+    },
+    until: async (text, pattern) => {
+      const giveUpAt = performance.now() + ANSWER_MS;
+      do {
+        await terminal.type(text);
+        await terminal.press("Enter");
+      } while (!(await terminal.shows(pattern, REPEAT_MS).then(() => true, () => performance.now() > giveUpAt)));
+      await shows(pattern);
     },
     press: async (key, pattern) => {
       await terminal.press(key);

@@ -35,8 +35,8 @@ testTerminal("what code does to the terminal ends with it, and answers of the te
   await repl.line(`print("${ask}", flush=True); import time; time.sleep(1)`, /\npy>$/);
   await repl.line("'asked'", /\npy> 'asked'\n'asked'\npy>$/);
   await repl.line(
-    'print("\\x1b[?1049h\\x1b[?25l\\x1b[?1003;1006h\\x1b[?2004l\\x1b[?7l\\x1b(0\\x1b[1;5r\\x1b[7m\\x1b]0;open", end="")',
-    /\npy>$/,
+    'print("\\x1b[?1049h\\x1b[?25l\\x1b[?1003;1006h\\x1b[?2004l\\x1b[?7l\\x1b(0\\x1b[1;5r\\x1b[7m\\x1b]0;open", end=""); "over"',
+    /'over'\npy>$/,
   );
   assert.deepEqual(await repl.terminal.state(), { alternate: "0", cursor: "1", mouse: "0", wrap: "1", regionEnd: "29" });
   // Letters are letters again, and a paste is one block.
@@ -73,8 +73,7 @@ testTerminal("what runs in the background prints, though code is judged while it
     await new Promise((resolve) => setTimeout(resolve, 500));
     // Each line is judged before it runs, and what the last of them finds has been printed by then.
     await repl.line(one, /1\n(js|py|sh)>$/);
-    await new Promise((resolve) => setTimeout(resolve, 500));
-    await repl.line(one, /\nlater\n[^]*1\n(js|py|sh)>$/);
+    await repl.until(one, /\nlater\n[^]*1\n(js|py|sh)>$/);
     await repl.leave();
   }
 });

@@ -191,7 +191,7 @@ test("processes: what a background process leaves running goes on, and may go on
 });
 
 test("processes: a background process is let go of, listed, and taken up with its last output", async () => {
-  const code = "echo first; read x; yes | head -c 200000; echo last; echo warned >&2; read x; echo $x; exit 6";
+  const code = "echo first; read x; yes | head -c 200000; echo last; echo warned >&2; touch all-said; read x; echo $x; exit 6";
   const started = await sh(code, { background: true, stdin: true });
   await new Reading(started.stdout).until("first");
   await started.stdin.getWriter().write(bytes("go\n"));
@@ -207,7 +207,8 @@ test("processes: a background process is let go of, listed, and taken up with it
     exitCode: null,
   };
   assert.deepEqual(await session.processes(), [info]);
-  await sleep(1_000);
+  await eventually("it has said all", () => session.exists("all-said"));
+  await sleep(1_000); // What is in its pipes then is taken, as the agent looks at them all the time.
   const again = await session.attach(started.id);
   assert.deepEqual([again.id, again.pid], [started.id, started.pid]);
   await assert.rejects(session.attach(started.id), /another stream has the process/);

@@ -102,9 +102,9 @@ testShell("heredocs, subshells, process and command substitutions, pipes", async
 });
 
 testShell("background jobs run on between executions, and wait knows them", async (session) => {
-  assert.equal(await shown(session, "(sleep 0.5; echo done > mark; exit 3) & job=$!; echo started"), "started\n");
+  assert.equal(await shown(session, "(until [ -e go ]; do sleep 0.1; done; echo done > mark; exit 3) & job=$!; echo started"), "started\n");
   assert.equal(await shown(session, "jobs -r | grep -c Running"), "1\n");
-  assert.equal(await shown(session, "wait $job; echo $?; cat mark"), "3\ndone\n");
+  assert.equal(await shown(session, "touch go; wait $job; echo $?; cat mark"), "3\ndone\n");
   await shown(session, "(sleep 0.3; echo late) & echo now");
   await sleep(600);
   assert.match(await shown(session, "wait; echo next"), /^(late\n)?next\n(late\n)?$/);
