@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import process from "node:process";
 import test, { after, before } from "node:test";
 import { CommunicationError, OutcomeUnknownError, type Session, SessionClosedError, type SessionProcess } from "../../src/mod.ts";
+import { runs as isAlive } from "../support/leftovers.ts";
 import { eventually, settled, sleep } from "../support/waiting.ts";
 import { openTestScheduler, qemuOf, type TestScheduler } from "../support/vm.ts";
 
@@ -46,9 +47,35 @@ const CALLS: Readonly<Record<string, (session: Session) => Promise<unknown>>> = 
   "a file that is read": (session) => session.readFile("large", { destination: wall() }),
   "listings": (session) => forever(() => session.listFiles("many")),
   "removals": (session) => forever(() => session.remove("many/0").catch(rethrowUnless("not-found"))),
+  "looks at files": (session) => forever(() => session.stat("large")),
+  "questions whether there is a file": (session) => forever(() => session.exists("large")),
+  "new directories": (session) => forever(() => session.makeDir("new/deep", { recursive: true })),
+  "renames": (session) =>
+    forever(async () => {
+      await session.rename("many/1", "one");
+      await session.rename("one", "many/1");
+    }),
+  "removals of trees": (session) =>
+    forever(async () => {
+      await session.makeDir("new/deep", { recursive: true });
+      await session.remove("new", { recursive: true });
+    }),
   "interrupts": (session) => forever(() => session.interrupt()),
   "pings": (session) => forever(() => session.ping()),
   "starts": (session) => forever(async () => await (await session.spawn("true")).wait()),
+  "lists of processes": (session) => forever(() => session.processes()),
+  "signals": async (session) => {
+    const started = unwatched(await session.spawn("sleep", ["1000"]));
+    await forever(() => started.kill("SIGCONT"));
+  },
+  "new sizes of a terminal": async (session) => {
+    const started = unwatched(await session.spawn("sleep", ["1000"], { pty: { columns: 80, rows: 24 } }));
+    await forever(() => started.resize(90, 30));
+  },
+  "processes that are let go of and taken up": async (session) => {
+    const { id } = await session.spawn("sleep", ["1000"], { background: true }).then(async (started) => (await started.detach(), started));
+    await forever(async () => await unwatched(await session.attach(id)).detach());
+  },
   "a wait": async (session) => await (await session.spawn("sleep", ["1000"])).wait(),
   "a process that waits for its input": async (session) => await (await session.spawn("cat", [], { stdin: silence() })).wait(),
   "a process whose output nobody reads": async (session) => await (await session.spawn("yes")).wait(),
@@ -95,6 +122,57 @@ for (const [what, { end, isRight }] of Object.entries(ENDS)) {
       await assert.rejects(settled(running, name), isRight, name);
       await eventually("the session knows", () => session.closed);
       await assert.rejects(session.exec("1"), SessionClosedError, name);
+    }
+  });
+}
+
+/** What is under way where another language runs; `begun` is called when it is. */
+type Begun = (session: Session, begun: () => void) => Promise<unknown>;
+const runs = (code: string, stdin?: () => ReadableStream<Uint8Array>): Begun => (session, begun) =>
+  session.exec(code, { ...LONG, onStdout: begun, ...(stdin === undefined ? {} : { stdin: stdin() }) });
+const asks = (question: (session: Session) => Promise<unknown>): Begun => async (session, begun) => {
+  for (;;) {
+    await question(session);
+    begun();
+  }
+};
+const OTHERS: Readonly<Record<"javascript" | "raw", Readonly<Record<string, Begun>>>> = {
+  javascript: {
+    "a loop": runs("console.log('on'); while (true) { Math.sqrt(2) }"),
+    "an await": runs("console.log('on'); await new Promise(() => setInterval(() => {}, 1000))"),
+    "a child that is waited for": runs("require('child_process').execSync('echo on; sleep 1000', { stdio: 'inherit' })"),
+    "a read of its input": runs("console.log('on'); await Bun.stdin.text()", silence),
+    "a stream": async (session, begun) => {
+      for await (const _ of session.stream("for (;;) { console.log('x'.repeat(100)); await Bun.sleep(10) }", LONG)) begun();
+    },
+    "questions": asks((session) => session.isComplete("if (x) {")),
+    "completions": asks((session) => session.complete("cons")),
+  },
+  raw: {
+    "a loop": runs("echo on; while :; do :; done"),
+    "a child that is waited for": runs("sh -c 'echo on; sleep 1000'"),
+    "a read of its input": runs("echo on; read x", silence),
+    "questions": asks((session) => session.isComplete("if true; then")),
+    "completions": asks((session) => session.complete("ech")),
+  },
+};
+const isQuestion = (name: string) => name === "questions" || name === "completions";
+
+for (const [language, calls] of Object.entries(OTHERS) as ["javascript" | "raw", Readonly<Record<string, Begun>>][]) {
+  test(`${language}: a VM that is lost ends what runs with its error, and the session`, async () => {
+    for (const [name, call] of Object.entries(calls)) {
+      await using session = await vms.scheduler.session({ language });
+      const qemu = qemuOf(session), { promise: hasBegun, resolve: begun } = Promise.withResolvers<void>();
+      const running = call(session, begun);
+      running.catch(() => {}); // It is awaited below.
+      await settled(hasBegun, `${name} has begun`);
+      process.kill(qemu, "SIGKILL");
+      const error = await settled(running, name).catch((caught) => caught);
+      const wanted = isQuestion(name) ? [CommunicationError, SessionClosedError] : [OutcomeUnknownError];
+      assert.ok(wanted.some((type) => error instanceof type), `${name}: ${error}`);
+      await eventually("the session knows", () => session.closed);
+      await assert.rejects(session.exec("1"), SessionClosedError, name);
+      await eventually("QEMU has ended", () => !isAlive(qemu));
     }
   });
 }

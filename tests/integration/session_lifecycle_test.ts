@@ -41,8 +41,19 @@ const ENDLESS: Each = {
 const STUBBORN: Each = {
   python:
     "import signal\nfor s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)\nprint('on', flush=True)\nwhile True: pass",
-  javascript: "console.log('on'); require('child_process').execSync(\"trap '' INT TERM; while :; do :; done\")",
+  javascript: "require('child_process').execSync(\"trap '' INT TERM; echo on; while :; do :; done\", { stdio: 'inherit' })",
   raw: "trap '' INT TERM; echo on; while :; do :; done",
+};
+/** Ends of its own accord, each in its ways, when it is told that its time is up. */
+const OBEDIENT: Readonly<Record<Language, readonly string[]>> = {
+  python: ["sys.exit(0)", "os._exit(7)", "1 / 0"].map((end) =>
+    `import os, signal, sys\ndef bye(*_):\n    print('bye', flush=True)\n    ${end}\nsignal.signal(signal.SIGTERM, bye)\n` +
+    "print('on', flush=True)\nwhile True: pass"
+  ),
+  javascript: ["process.exit(0)", "process.exit(7)"].map((end) =>
+    `process.once("SIGTERM", () => { console.log("bye"); ${end} }); console.log("on"); await new Promise(() => setInterval(() => {}, 1000))`
+  ),
+  raw: ["exit 0", "exit 7"].map((end) => `trap 'echo bye; ${end}' TERM; echo on; while :; do sleep 0.1; done`),
 };
 
 async function stateOf(session: Session): Promise<"kept" | "lost"> {
@@ -100,6 +111,16 @@ for (const language of LANGUAGES) {
     assert.equal(await stateOf(session), "lost");
   });
 
+  test(`${language}: a program that ends by itself at SIGTERM has run out of time all the same`, async () => {
+    await using session = await open(language);
+    for (const code of OBEDIENT[language]) {
+      await session.exec(SET[language]);
+      const { exitCode, timedOut, stdout, stateReset } = await session.exec(code, { timeoutSeconds: 1 });
+      assert.deepEqual([exitCode, timedOut, stdout, stateReset], [-1, true, "on\nbye\n", true], code);
+      assert.equal(await stateOf(session), "lost");
+    }
+  });
+
   test(`${language}: output past its cap ends the execution with what fitted; the session lives`, async () => {
     const flood: Each = {
       python: "import sys\nwhile True:\n  sys.stdout.write('o' * 65536); sys.stderr.write('e' * 65536)",
@@ -117,8 +138,7 @@ for (const language of LANGUAGES) {
   });
 }
 
-// Not JavaScript: its engine stops the code whatever it does.
-for (const language of ["python", "raw"] as const) {
+for (const language of LANGUAGES) {
   test(`${language}: code that ignores an interrupt is killed after an abort: the session lives, the state is new`, async () => {
     await using session = await open(language);
     await session.exec(SET[language]);
@@ -270,14 +290,6 @@ test("a VM that is killed while nothing runs: the next call is refused", async (
   process.kill(qemuOf(session), "SIGKILL");
   await eventually("the session knows", () => session.closed);
   await assert.rejects(session.exec("true"), SessionClosedError);
-});
-
-test("a session closes by itself when it idles, and not while it is used", async () => {
-  await using session = await open("raw", { idleTimeoutSeconds: 10 });
-  await session.exec("sleep 12", { timeoutSeconds: 60 });
-  assert.equal(session.closed, false);
-  await eventually("it idled for too long", () => session.closed);
-  await assert.rejects(session.exec("true"), /was not used for 10 s/);
 });
 
 test("a scheduler that closes ends its sessions", async () => {
