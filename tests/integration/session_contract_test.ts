@@ -5,6 +5,8 @@ import path from "node:path";
 import test, { after, before } from "node:test";
 import { type Language, SandboxFileError, SessionClosedError } from "../../src/mod.ts";
 import { temporaryDirectory } from "../support/leftovers.ts";
+import { Reading } from "../support/processes.ts";
+import { settled } from "../support/waiting.ts";
 import { openTestScheduler, type TestScheduler } from "../support/vm.ts";
 
 let vms: TestScheduler;
@@ -35,6 +37,21 @@ test("a session starts as a clone, with its files, its environment and its callb
   assert.deepEqual([own, seen.stdout], ["own\n", result.stdout], "a callback of the call's own takes the place of the session's");
   await session.exec("print('throws')", { onStdout: () => assert.fail("mine") });
   assert.equal((await session.exec("print('on')")).stdout, "on\n", "a callback that throws hurts nobody");
+});
+
+test("output of a process is there when it has written it", async () => {
+  await using session = await vms.scheduler.session({ language: "raw" });
+  const code = "for n in 0 1 2; do printf $n; until [ -e seen$n ]; do sleep 0.01; done; done";
+  for (const pty of [undefined, { columns: 80, rows: 24 }]) {
+    const started = await session.spawn("sh", ["-c", code], pty === undefined ? {} : { pty });
+    const reading = new Reading(started.stdout);
+    for (const wanted of ["0", "01", "012"]) {
+      await reading.until(wanted);
+      await session.writeFile(`seen${wanted.at(-1)}`, "");
+    }
+    assert.deepEqual(await settled(started.wait(), "its end"), { exitCode: 0 });
+    for (const n of "012") await session.remove(`seen${n}`);
+  }
 });
 
 test("every call of a session that was closed is refused", async () => {
@@ -76,6 +93,33 @@ for (const language of LANGUAGES) {
     assert.deepEqual([/true/i.test(stdout), stdout.includes("kept")], [exitCode !== 137, true], stdout);
   });
 
+  test(`${language}: output is there when the guest has written it, not when the code or its line is over`, async () => {
+    // Each goes on only when the host has seen what it wrote: an order that no buffer in between would let come about.
+    const code: Each = {
+      python: "import os, sys, time\nfor n in range(5):\n    sys.stdout.write(f'{n};'); sys.stdout.flush()\n" +
+        "    while not os.path.exists(f'seen{n}'): time.sleep(0.005)",
+      javascript: "for (let n = 0; n < 5; n++) {\n  process.stdout.write(`${n};`)\n" +
+        "  while (!require('fs').existsSync(`seen${n}`)) await Bun.sleep(5)\n}",
+      raw: "for n in 0 1 2 3 4; do\n  printf '%s;' $n\n  until [ -e seen$n ]; do sleep 0.01; done\ndone",
+    };
+    await using session = await vms.scheduler.session({ language, timeoutSeconds: 120 });
+    const answers: Promise<void>[] = [];
+    const answer = (text: string) => {
+      for (const [n] of text.matchAll(/\d/g)) answers.push(session.writeFile(`seen${n}`, ""));
+    };
+    const { stdout, exitCode } = await session.exec(code[language], { onStdout: answer });
+    assert.deepEqual([stdout, exitCode, answers.length], ["0;1;2;3;4;", 0, 5]);
+    await Promise.all(answers);
+    for (let n = 0; n < 5; n++) await session.remove(`seen${n}`);
+    let streamed = "";
+    for await (const event of session.stream(code[language])) {
+      if (event.type !== "stdout") continue;
+      streamed += event.text;
+      await session.writeFile(`seen${event.text.at(-2)}`, "");
+    }
+    assert.equal(streamed, "0;1;2;3;4;");
+  });
+
   test(`${language}: a leading byte-order mark is dropped`, async () => {
     await using session = await vms.scheduler.session({ language });
     const code: Each = { python: "print('first')", javascript: "console.log('first')", raw: "echo first" };
@@ -90,6 +134,20 @@ test("a forked child that comes back from the code exits and is no second sessio
   for (let count = 1; count <= 3; count++) assert.equal((await session.exec("n += 1\nprint(n)")).stdout, `${count}\n`);
   const { stdout } = await session.exec("print(os.waitpid(pid, 0)[1])");
   assert.equal(stdout, "0\n");
+});
+
+test("more display data than a result keeps is told, and all of it comes as events", async () => {
+  await using session = await vms.scheduler.session({ language: "python", timeoutSeconds: 120 });
+  const show = (count: number) => `for n in range(${count}): display({'text/plain': str(n)}, raw=True)`;
+  let shown = 0;
+  for await (const event of session.stream(show(10_001))) {
+    if (event.type === "display") assert.equal(event.data["text/plain"], `${shown++}`);
+    if (event.type !== "result") continue;
+    assert.deepEqual([event.result.results.length, event.result.results.at(-1)?.["text/plain"]], [10_000, "9999"]);
+    assert.match(event.result.stderr, /^Cannot keep all display data: one execution has at most 10000 objects, got 10001: .*\n$/);
+  }
+  assert.equal(shown, 10_001);
+  assert.equal((await session.exec(show(2))).stderr, "");
 });
 
 test("display data of every kind arrives as it was made", async () => {

@@ -161,6 +161,7 @@ test("500 MB pass both ways, one byte more is refused; holes take no memory; 100
   await session.writeFile("whole", zeros(FILE_MAX_BYTES));
   assert.equal((await session.stat("whole")).size, FILE_MAX_BYTES);
   await session.remove("whole");
+  await refusesMore(session);
   const local = path.join(temporaryDirectory(t), "local");
   writeFileSync(local, "");
   truncateSync(local, FILE_MAX_BYTES + 1);
@@ -176,6 +177,23 @@ test("500 MB pass both ways, one byte more is refused; holes take no memory; 100
   await session.remove("links/0");
   assert.equal((await session.listFiles("links")).length, 100_000);
 });
+
+/** A stream that does not say how long it is, and is a byte too long. It is never far ahead of what the guest has taken. */
+async function refusesMore(session: Session): Promise<void> {
+  await session.writeFile("over", "before");
+  let producedBytes = 0, sentBytes = 0, aheadBytes = 0;
+  const content = zeros(FILE_MAX_BYTES + 1, (bytes) => {
+    producedBytes = bytes;
+    aheadBytes = Math.max(aheadBytes, bytes - sentBytes);
+  });
+  const onProgress = (bytes: number) => void (sentBytes = bytes);
+  await assert.rejects(session.writeFile("over", content, { onProgress }), refusedAs("too-large"));
+  assert.equal(producedBytes, FILE_MAX_BYTES, "the last byte was asked for");
+  assert.ok(aheadBytes <= 2 * MB, `${aheadBytes} bytes were held`);
+  assert.equal(await session.readFile("over", { encoding: "utf-8" }), "before");
+  assert.equal(await temporaries(session), "[]");
+  assert.equal(await python(session, "print('usable')"), "usable");
+}
 
 test("a disk that is full half-way is no-space, leaves nothing, and what was there stays", async () => {
   await using session = await open();

@@ -1,6 +1,7 @@
 /** A session's files in a real VM: every source and destination, ownership, names, listings, and what is refused. */
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import test, { after, before, type TestContext } from "node:test";
 import { pathToFileURL } from "node:url";
@@ -171,6 +172,14 @@ test("directories are made, listed, renamed and removed, and each refusal has it
   await assert.rejects(session.remove("tree/nothing"), refusedAs("not-found"));
   await assert.rejects(session.rename("tree/nothing", "tree/x"), refusedAs("not-found"));
   await assert.rejects(session.rename("tree/a/f", "tree/a/b"), refusedAs("is-directory"));
+  await python("os.symlink('a', 'tree/to-a')");
+  for (const inside of ["tree/a/self", "tree/a/b/self", "tree/to-a/self"]) {
+    await assert.rejects(session.rename("tree/a", inside), (error) => {
+      return error instanceof InputValidationError && error.message.includes("a directory cannot go into itself");
+    }, inside);
+  }
+  await session.rename("tree/a", "tree/a");
+  await session.remove("tree/to-a");
   await assert.rejects(session.listFiles("tree/a/f"), refusedAs("not-directory"));
   await assert.rejects(session.listFiles("tree/nothing"), refusedAs("not-found"));
   await session.remove("tree/link");
@@ -203,6 +212,43 @@ threading.Thread(target=lambda: opened.append(os.open("odd/fifo", os.O_WRONLY)),
   await assert.rejects(settled(session.readFile("odd/leased"), "a leased file"), { code: "SBX_GUEST_AGENT", retry: "safe" });
   await python("leased.close()");
   assert.equal(await session.readFile("odd/leased", { encoding: "utf-8" }), "1");
+});
+
+test("what is no regular file on the host is refused as what it is, at once, in both directions", async (t) => {
+  const directory = temporaryDirectory(t), at = (name: string) => path.join(directory, name);
+  execFileSync("mkfifo", [at("fifo")]);
+  mkdirSync(at("dir"));
+  symlinkSync("fifo", at("to-fifo"));
+  symlinkSync("dir", at("to-dir"));
+  symlinkSync("nothing", at("to-nothing"));
+  await session.writeFile("host/kept", "kept");
+  const refusals: ReadonlyArray<readonly [string, FileReason]> = [
+    [at("fifo"), "not-a-file"],
+    [at("to-fifo"), "not-a-file"],
+    ["/dev/null", "not-a-file"],
+    ["/dev/zero", "not-a-file"],
+    [at("dir"), "is-directory"],
+    [at("to-dir"), "is-directory"],
+    [at("fifo/x"), "not-directory"],
+    [at("nothing/x"), "not-found"],
+  ];
+  const onHost = (name: string, reason: FileReason) => (error: unknown) => {
+    assert.ok(error instanceof SandboxFileError, String(error));
+    assert.deepEqual([error.side, error.path, error.reason], ["host", name, reason], error.message);
+    return true;
+  };
+  for (const [name, reason] of refusals) {
+    for (const local of [name, pathToFileURL(name)]) {
+      await assert.rejects(settled(session.writeFile("host/kept", { local }), name), onHost(name, reason));
+      await assert.rejects(settled(session.readFile("host/kept", { destination: local }), name), onHost(name, reason));
+    }
+  }
+  await assert.rejects(session.writeFile("host/kept", { local: at("nothing") }), onHost(at("nothing"), "not-found"));
+  await assert.rejects(session.writeFile("host/kept", { local: at("to-nothing") }), onHost(at("to-nothing"), "not-found"));
+  assert.deepEqual(readdirSync(directory).sort(), ["dir", "fifo", "to-dir", "to-fifo", "to-nothing"]);
+  assert.deepEqual([lstatSync(at("fifo")).isFIFO(), lstatSync("/dev/null").isCharacterDevice()], [true, true]);
+  assert.deepEqual((await session.listFiles("host")).map(({ name }) => name), ["kept"]);
+  assert.equal(await session.readFile("host/kept", { encoding: "utf-8" }), "kept");
 });
 
 test("names and paths at their limits work, and beyond them are refused before the guest is asked", async () => {
