@@ -236,6 +236,36 @@ test("progress of an upload is on the terminal, and Ctrl-C ends it", {
   assert.deepEqual(fs.readdirSync(directory), ["large"]);
 });
 
+testVm("each transfer is told with its size when it is over, as plain lines where there is no terminal", async (t) => {
+  const directory = temporaryDirectory(t), at = inside(directory);
+  fs.writeFileSync(at("in"), Buffer.alloc(1_500_000));
+  const code = "mkdir out; head -c 2500000 /dev/zero > out/large; echo x > out/small; echo ran";
+  const transfers = ["--upload", at("in"), "--download", `out:${at("got")}`, "--download", `out/small:${at("small")}`];
+  const told = await sbx(["run", "-l", "sh", ...transfers, code], { env: ENV });
+  assert.deepEqual([told.code, told.stdout], [0, "ran\n"]);
+  const lines = [
+    `upload ${at("in")}: 1.5 MB → in (N s)`,
+    `download out: 2 files, 2.5 MB → ${at("got")} (N s)`,
+    `download out/small: 2 B → ${at("small")} (N s)`,
+  ];
+  assert.deepEqual(told.stderr.replaceAll(/\(\d+\.\d s\)/g, "(N s)").trimEnd().split("\n"), lines);
+  const quiet = await run(["-l", "sh", "--download", `out/small:${at("small")}`, code]);
+  assert.deepEqual([quiet.code, quiet.stderr], [0, ""]);
+});
+
+test("progress of a download is on the terminal, and at its end its size", {
+  skip: skip || (hasProgram("tmux") ? false : "tmux is not installed"),
+  timeout: TIMEOUT_MS,
+}, async (t) => {
+  const directory = temporaryDirectory(t), words = Object.entries(ENV).map(([name, value]) => `${name}=${value}`).join(" ");
+  const line = commandLine(["run", "-l", "sh", "--download", `large:${directory}/large`, "truncate -s 450000000 large; echo ran"]);
+  await using terminal = await Terminal.open(`env ${words} ${line}`, { columns: 200, rows: 30 });
+  await terminal.shows(/^download large: [\d.]+ MB of 450\.0 MB, \d+ % \(\d+\.\d s\)$/m, ANSWER_MS);
+  assert.equal(await terminal.exitCode(ANSWER_MS), 0);
+  assert.match(await terminal.screen(), /^ran\ndownload large: 450\.0 MB → \S+\/large \(\d+\.\d s\)\n\[status 0\]$/);
+  assert.equal(fs.statSync(path.join(directory, "large")).size, 450_000_000);
+});
+
 testVm("several sources get the same uploads and downloads of their own", async (t) => {
   const directory = temporaryDirectory(t), at = inside(directory);
   fs.writeFileSync(at("f"), "f");
