@@ -1,7 +1,10 @@
 /** Python sessions in real VMs: values, display data, input, state, workers, tracebacks, the end of a program, completion. */
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import process from "node:process";
 import test, { after, before } from "node:test";
-import type { ExecutionEvent, ExecutionResult, Session } from "../../src/mod.ts";
+import { planUpload, uploadTree } from "../../src/cli/transfer.ts";
+import type { DisplayData, ExecutionEvent, ExecutionResult, Session } from "../../src/mod.ts";
 import { settled, sleep } from "../support/waiting.ts";
 import { openTestScheduler, type TestScheduler } from "../support/vm.ts";
 
@@ -47,6 +50,29 @@ test("python: display data comes as events while the code runs, and in the resul
   const failing = await good(session, "class Bad:\n    def _repr_html_(self): raise ValueError('no html')\nBad()");
   assert.equal(failing.stderr, "Cannot use _repr_html_ of Bad: ValueError: no html\n");
   assert.deepEqual((await run("display({'text/html': '<i>'}, raw=True)")).results, [{ "text/html": "<i>" }]);
+});
+
+/** A directory with matplotlib for the guest's Python, as `pip install --target` makes it. */
+const LIBRARIES = process.env["SBX_TEST_PYTHON_LIBRARIES"];
+const needsLibraries = LIBRARIES ? false : "needs SBX_TEST_PYTHON_LIBRARIES, a directory with matplotlib for CPython 3.14";
+
+test("python: figures of matplotlib that are left open are display data", { skip: needsLibraries, timeout: 300_000 }, async () => {
+  // A home of 700 MB: half of the memory.
+  await using session = await vms.scheduler.session({ language: "python", memoryMb: 1400, timeoutSeconds: 300 });
+  const wheels = await planUpload({ local: LIBRARIES ?? "", guest: "libraries" }, AbortSignal.timeout(300_000));
+  await uploadTree(session, wheels, {});
+  await good(session, "import sys\nsys.path.insert(0, 'libraries')\nimport matplotlib.pyplot as plt");
+  const pngOf = (data: DisplayData | undefined) => Buffer.from(data?.["image/png"] ?? "", "base64").subarray(1, 4).toString();
+  const open = await good(session, "lines = plt.plot([1, 2, 3])\nother, axes = plt.subplots()\nmarks = axes.plot([3, 1], 'o')\n1");
+  assert.deepEqual([open.results.map(pngOf), open.value, open.stderr], [["PNG", "PNG"], "1", ""]);
+  assert.equal((await good(session, "plt.get_fignums()")).value, "[]", "what was shown is closed");
+  const events: string[] = [];
+  for await (const event of session.stream("lines = plt.plot([1])\nplt.show()\nprint('shown', flush=True)\nlines = plt.plot([2])")) {
+    events.push(event.type === "display" ? pngOf(event.data) : event.type);
+  }
+  assert.deepEqual(events, ["PNG", "stdout", "PNG", "result"]);
+  const failed = await session.exec("lines = plt.plot([1])\n1 / 0");
+  assert.deepEqual([failed.exitCode, failed.results.map(pngOf)], [1, ["PNG"]]);
 });
 
 test("python: display data up to its limits arrives whole; what is beyond is said", async () => {
