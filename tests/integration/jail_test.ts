@@ -9,7 +9,7 @@ import { isLayerActive, LAYER_NAMES } from "../../src/qemu/confine.ts";
 import { sweepCgroups, VmCgroup } from "../../src/qemu/cgroup.ts";
 import { qemuPid } from "../../src/qemu/usage.ts";
 import { isAtLeast, QEMU_MIN_VERSION } from "../../src/qemu/probe.ts";
-import { confinedPid, endsWithin, JailFixture, type Mode, skipReason, statusOf, TestQmp } from "../fixtures/jail.ts";
+import { confinedPid, hasEnded, JailFixture, type Mode, skipReason, statusOf, TestQmp } from "../fixtures/jail.ts";
 
 const MODES: readonly Mode[] = ["root", "unprivileged"];
 const SHELL = "/bin/sh";
@@ -154,7 +154,7 @@ for (const mode of MODES) {
         await using child = await fixture.start(mode, { program: "/bin/sleep", args: ["60"] });
         const pid = await confinedPid(child.pid);
         process.kill(target * child.pid, "SIGKILL");
-        assert.ok(await endsWithin(pid, 1_000), "the program ended within 1 s");
+        await hasEnded(pid);
       }
     });
 
@@ -164,8 +164,8 @@ for (const mode of MODES) {
       const jail = await confinedPid(parent.pid);
       const pid = await confinedPid(jail);
       process.kill(parent.pid, "SIGKILL");
-      assert.ok(await endsWithin(pid, 1_000), "the program ended within 1 s");
-      assert.ok(await endsWithin(jail, 1_000), "the jail ended within 1 s");
+      await hasEnded(pid);
+      await hasEnded(jail, "the jail");
     });
 
     test("limits hold and never rise", async () => {
@@ -196,7 +196,7 @@ for (const mode of MODES) {
       await using parent = await Child.spawn(inShell(argv), { isTermFirst: false });
       const pid = await confinedPid(await confinedPid(parent.pid));
       process.kill(parent.pid, "SIGKILL");
-      assert.ok(await endsWithin(pid, 1_000));
+      await hasEnded(pid);
     });
 
     test("a template baked and cloned behind the jail leaves the template unchanged", async (t) => {
@@ -238,7 +238,7 @@ describe("where root may do nothing special, as in a bare container", { skip: sk
       pid = qemuPid(parent.pid); // The shell's child.
     }
     process.kill(parent.pid, "SIGKILL");
-    assert.ok(await endsWithin(pid, 1_000));
+    await hasEnded(pid);
   });
 });
 
@@ -351,7 +351,7 @@ async function clone(mode: Mode, ram: string, state: string): Promise<void> {
 }
 
 async function untilStatus(qmp: TestQmp, command: string, wanted: readonly string[]): Promise<void> {
-  for (let tries = 0; tries < 500; tries++) {
+  for (let tries = 0; tries < 3000; tries++) {
     const { status } = await qmp.execute(command) as { status: string };
     if (wanted.includes(status)) return;
     assert.notEqual(status, "failed");

@@ -232,7 +232,7 @@ test("QEMU itself runs with its own filter on top of the jail's", { skip: skipRe
   const args = ["-nodefaults", "-no-user-config", "-display", "none", "-M", "none", "-sandbox", sandbox];
   await using child: Child = await fixture.start("unprivileged", { program, args, isStatic });
   const pid = await confinedPid(child.pid);
-  for (let tries = 0; tries < 200 && (await statusOf(pid, "Seccomp_filters"))[0] !== "2"; tries++) {
+  for (let tries = 0; tries < 3000 && (await statusOf(pid, "Seccomp_filters"))[0] !== "2"; tries++) {
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
   assert.deepEqual(await statusOf(pid, "Seccomp_filters"), ["2"]);
