@@ -239,9 +239,10 @@ test("processes: a background process is let go of, listed, and taken up with it
 });
 
 test("processes: one that ended unattended can be taken up once", async () => {
-  const started = await sh("read x; echo done; exit 9", { background: true, stdin: true });
-  await started.stdin.getWriter().write(bytes("go\n"));
+  const started = await sh("read x; until [ -e alone ]; do sleep 0.05; done; echo $x; exit 9", { background: true, stdin: true });
+  await started.stdin.getWriter().write(bytes("done\n"));
   await started.detach();
+  await session.writeFile("alone", ""); // It must not end before: whoever is attached then has been told.
   await eventually("it has ended", async () => (await session.processes())[0]?.exitCode === 9);
   assert.equal(await started.kill(), false);
   assert.deepEqual(await outcomeOf(await session.attach(started.id)), ["done\n", "", 9]);
