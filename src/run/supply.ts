@@ -110,7 +110,7 @@ export class Supply implements MachineSource {
       ...await this.#bootLog(template, request),
     });
     stack.move();
-    if (template) this.#spares.used(template);
+    if (template && mayBeAhead(request)) this.#spares.used(template);
     return this.#machine({ vm, template, ahead: spare && "spare", room, slot });
   }
 
