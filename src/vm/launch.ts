@@ -18,13 +18,6 @@ import { Vm } from "./vm.ts";
  * when the guest has answered. Throws `SandboxDependencyError` when QEMU cannot be started, `VmCapacityError` when the host has no room for it. The caller owns the VM.
  */
 export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Promise<Vm> {
-  const vm = await spawnVm(hypervisor, request);
-  vm.greet();
-  return vm;
-}
-
-/** The first half of `launch`: QEMU alone. `vm.greet()` is the second; until then a clone has not loaded its state. Throws as `launch`. */
-export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): Promise<Vm> {
   await using scope = new Scope();
   const startedAt = performance.now();
   const id = `vm-${hypervisor.ownerToken}-${randomBytes(6).toString("hex")}`;
@@ -47,7 +40,7 @@ export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): P
   );
   const [qmpPipe, controlPipe, consolePipe] = child.pipes;
   if (!qmpPipe || !controlPipe) throw new Error("Internal error: QEMU has no pipes");
-  return new Vm({
+  const vm = new Vm({
     id,
     request,
     child,
@@ -58,6 +51,8 @@ export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): P
     readyTimeoutMs: request.readyTimeoutMs ?? (request.origin.kind === "clone" ? CLONE_TIMEOUT_MS : BOOT_TIMEOUT_MS),
     owned: scope.move(),
   });
+  vm.greet();
+  return vm;
 }
 
 interface VmNames {

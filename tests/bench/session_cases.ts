@@ -233,12 +233,11 @@ class MemoryWatch {
 }
 
 /** Resident memory of this process in MiB, after a collection where the runtime lets us ask for one. */
-export function hostMemory(): number {
+function hostMemory(): number {
   (globalThis as { gc?: () => void }).gc?.();
   return process.memoryUsage().rss / MIB;
 }
 
-/** Proportional set size of a process in MiB. */
-export function pssOf(pid: number): number {
+function pssOf(pid: number): number {
   return Number(/^Pss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1]) / 1024;
 }

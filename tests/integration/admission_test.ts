@@ -89,7 +89,6 @@ test("memory is held as long as a session lives: what does not fit waits until o
   await second!.close();
   assert.equal((await settled(run, "room")).stdout, "run\n");
   await first!.close();
-  await scheduler.close();
   assert.deepEqual(descendants(), []);
 });
 
