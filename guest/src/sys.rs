@@ -144,6 +144,13 @@ unsafe fn become_child(spawn: &Spawn) -> i32 {
                 return 4;
             }
         }
+        // What the agent blocks and ignores would be inherited.
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        for signal in [libc::SIGPIPE, libc::SIGINT, libc::SIGQUIT] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
         libc::umask(0o022);
         if let Some(confinement) = spawn.confinement {
             let failed = confine(confinement, spawn);
@@ -181,11 +188,6 @@ unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
         if libc::chdir(spawn.directory.as_ptr()) < 0 {
             return StartFailure::DIRECTORY;
         }
-        // What the agent blocks and ignores would be inherited.
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {
             return 8;
         }
