@@ -34,7 +34,7 @@ impl Server {
         match frame.kind {
             Kind::Hello => self.on_hello(frame.payload, now_us),
             Kind::Open => self.on_open(frame, now_us),
-            Kind::Result | Kind::Error => protocol("a frame that only the guest sends"),
+            Kind::Result | Kind::Error | Kind::Accept => protocol("a frame that never comes from the host"),
             kind => {
                 let stream = frame.stream;
                 if self.mux.judge(frame.stream).map_err(|what| Fatal::Protocol(what.to_owned()))? == Verdict::Late {

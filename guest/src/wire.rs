@@ -1,4 +1,4 @@
-//! Wire: bytes ↔ frames of the control channel. Pure; `tests/fixtures/wire_frames.json` is shared with the host.
+//! Wire: bytes ↔ frames of the control channel and the net port. Pure; `tests/fixtures/wire_frames.json` is shared with the host.
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 12;
@@ -16,6 +16,8 @@ pub enum Kind {
     Result = 6,
     Error = 7,
     Cancel = 8,
+    /// On the net port alone.
+    Accept = 9,
 }
 
 /// The flags of DATA.
@@ -82,7 +84,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     if (stream == 0) != (kind == Kind::Hello) {
         return Err(Malformed::Stream);
     }
-    if (kind == Kind::Credit && length != 4) || (kind == Kind::End && length != 0) {
+    if (kind == Kind::Credit && length != 4) || (matches!(kind, Kind::End | Kind::Accept) && length != 0) {
         return Err(Malformed::Length);
     }
     let end = HEADER_BYTES + length;
@@ -113,6 +115,7 @@ fn kind_of(byte: u8) -> Option<Kind> {
         6 => Kind::Result,
         7 => Kind::Error,
         8 => Kind::Cancel,
+        9 => Kind::Accept,
         _ => return None,
     })
 }

@@ -31,7 +31,7 @@ fn fixtures() -> Vec<Fixture> {
 }
 
 fn kind_named(name: &str) -> Kind {
-    (1..=8).filter_map(kind_of).find(|kind| format!("{kind:?}").to_uppercase() == name).expect("a kind")
+    (1..=9).filter_map(kind_of).find(|kind| format!("{kind:?}").to_uppercase() == name).expect("a kind")
 }
 
 #[test]

@@ -1,11 +1,11 @@
-/** Wire: frames of the control channel to bytes and back (ARCHITECTURE, "Control channel"). */
+/** Wire: frames of the control channel and the net port to bytes and back (ARCHITECTURE, "Control channel"). */
 import { FRAME_MAX_BYTES } from "../base/limits.ts";
 
 /** Bytes before each payload. */
 export const HEADER_BYTES = 12;
 
-/** What a frame is. */
-export const KIND = { hello: 1, open: 2, data: 3, credit: 4, end: 5, result: 6, error: 7, cancel: 8 } as const;
+/** What a frame is; `accept` comes on the net port alone, `result` and `cancel` never there. */
+export const KIND = { hello: 1, open: 2, data: 3, credit: 4, end: 5, result: 6, error: 7, cancel: 8, accept: 9 } as const;
 /** One of `KIND`. */
 export type Kind = typeof KIND[keyof typeof KIND];
 
@@ -143,17 +143,17 @@ function decodeHeader(bytes: Uint8Array): Head {
   if (payloadBytes > FRAME_MAX_BYTES) {
     throw new WireError("too_long", `a payload has at most ${FRAME_MAX_BYTES} bytes, got ${payloadBytes}`);
   }
-  if (!isKind(kind)) throw new WireError("unknown_kind", `a kind is between ${KIND.hello} and ${KIND.cancel}, got ${kind}`);
+  if (!isKind(kind)) throw new WireError("unknown_kind", `a kind is between ${KIND.hello} and ${KIND.accept}, got ${kind}`);
   if (reserved !== 0) throw new WireError("reserved", `the reserved field is 0, got ${reserved}`);
   if (flags > (kind === KIND.data ? DATA_FLAG.event : 0)) throw new WireError("flags", `kind ${kind} does not have the flags ${flags}`);
   if ((kind === KIND.hello) !== (stream === 0)) throw new WireError("stream", `kind ${kind} does not belong to stream ${stream}`);
-  const exactBytes = kind === KIND.credit ? 4 : kind === KIND.end ? 0 : payloadBytes;
+  const exactBytes = kind === KIND.credit ? 4 : kind === KIND.end || kind === KIND.accept ? 0 : payloadBytes;
   if (payloadBytes !== exactBytes) throw new WireError("length", `kind ${kind} has ${exactBytes} bytes of payload, got ${payloadBytes}`);
   return { stream, kind, flags, payloadBytes };
 }
 
 function isKind(value: number): value is Kind {
-  return value >= KIND.hello && value <= KIND.cancel;
+  return value >= KIND.hello && value <= KIND.accept;
 }
 
 function viewOf(bytes: Uint8Array): DataView {

@@ -11,6 +11,11 @@ export const CONTROL_FD = 4;
 /** Kernel and agent log, when somebody reads it. */
 export const CONSOLE_FD = 5;
 
+/** The net port's descriptor where the machine has a network: the next one that is free. */
+export function netFd({ console }: Pick<MachineSpec, "console">): number {
+  return console === "none" ? CONSOLE_FD : CONSOLE_FD + 1;
+}
+
 /** How the machine comes to life. */
 export type Start =
   | {
@@ -48,6 +53,8 @@ export interface MachineSpec {
   readonly start: Start;
   /** `socket`: virtio console on `CONSOLE_FD`. `serial`: the same from the first instruction on, for diagnosis. `none`: dropped. */
   readonly console: "socket" | "serial" | "none";
+  /** The net port leads to a descriptor, `netFd`. Without, it leads nowhere; the same template can be cloned either way. Default false. */
+  readonly hasNet?: boolean;
 }
 
 /** The arguments after the program's name. */
@@ -66,7 +73,7 @@ export function machineArgs(spec: MachineSpec): string[] {
     ...["-device", "virtio-serial-device,max_ports=3"],
     ...consoleOptions(spec.console),
     ...["-chardev", `socket,id=control,fd=${CONTROL_FD}`, "-device", "virtserialport,chardev=control,nr=1,name=sbx.control"],
-    ...["-chardev", "null,id=net", "-device", "virtserialport,chardev=net,nr=2,name=sbx.net"],
+    ...["-chardev", netOption(spec), "-device", "virtserialport,chardev=net,nr=2,name=sbx.net"],
   ];
 }
 
@@ -126,6 +133,10 @@ function consoleOptions(console: MachineSpec["console"]): string[] {
   const backend = console === "none" ? "null,id=console" : `socket,id=console,fd=${CONSOLE_FD}`;
   if (console === "serial") return ["-chardev", backend, "-serial", "chardev:console"];
   return ["-chardev", backend, "-device", "virtconsole,chardev=console,nr=0"];
+}
+
+function netOption(spec: MachineSpec): string {
+  return spec.hasNet ? `socket,id=net,fd=${netFd(spec)}` : "null,id=net";
 }
 
 /** QEMU reads commas as separators; a doubled comma is one comma. */

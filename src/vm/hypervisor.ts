@@ -63,6 +63,8 @@ export interface LaunchRequest {
   readonly onConsole?: (bytes: Uint8Array) => void;
   /** Log from the first instruction on, at the price of a slower machine: for diagnosis. */
   readonly isDiagnostic?: boolean;
+  /** The guest's net port is connected: `vm.net`. Default false. */
+  readonly hasNet?: boolean;
   /** Overrides the default deadline for the guest's first answer. */
   readonly readyTimeoutMs?: number;
 }

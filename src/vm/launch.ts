@@ -7,7 +7,7 @@ import { spawnError } from "../host/ask.ts";
 import { Child } from "../host/process.ts";
 import { VmCgroup } from "../qemu/cgroup.ts";
 import { confine, type ConfinedFile } from "../qemu/confine.ts";
-import { CONSOLE_FD, CONTROL_FD, machineArgs, type MachineSpec, type Memory, QMP_FD, type Start } from "../qemu/machine.ts";
+import { CONSOLE_FD, CONTROL_FD, machineArgs, type MachineSpec, type Memory, netFd, QMP_FD, type Start } from "../qemu/machine.ts";
 import { Qmp } from "../qemu/qmp.ts";
 import { Console } from "./console.ts";
 import { commandLineFor, type Hypervisor, isOwnEmulator, type LaunchRequest, type Origin, type TemplateFiles } from "./hypervisor.ts";
@@ -21,7 +21,7 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
   await using scope = new Scope();
   const startedAt = performance.now();
   const id = `vm-${hypervisor.ownerToken}-${randomBytes(6).toString("hex")}`;
-  const hasConsole = request.onConsole !== undefined || request.origin.kind !== "clone";
+  const hasConsole = request.onConsole !== undefined || request.origin.kind !== "clone", hasNet = request.hasNet ?? false;
   const group = VmCgroup.of(hypervisor.confinement, id);
   if (group) scope.use("cgroup", group);
   const argv = commandOf(hypervisor, request, { id, hasConsole, ...(group ? { cgroupDirectory: group.directory } : {}) });
@@ -29,7 +29,7 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
   const child = scope.barrier(
     "qemu",
     await Child.spawn(argv, {
-      pipes: hasConsole ? 3 : 2,
+      pipes: 2 + Number(hasConsole) + Number(hasNet),
       stderr: "pipe",
       isTermFirst: false,
       isGoneWithPipes: true,
@@ -38,7 +38,7 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
       throw spawnError("Cannot start a VM", argv[0], cause);
     }),
   );
-  const [qmpPipe, controlPipe, consolePipe] = child.pipes;
+  const [qmpPipe, controlPipe, ...others] = child.pipes;
   if (!qmpPipe || !controlPipe) throw new Error("Internal error: QEMU has no pipes");
   const vm = new Vm({
     id,
@@ -46,7 +46,8 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
     child,
     qmp: new Qmp(qmpPipe),
     guest: new GuestChannel(controlPipe),
-    console: new Console(consolePipe, child.stderr, request.onConsole),
+    console: new Console(hasConsole ? others[0] : undefined, child.stderr, request.onConsole),
+    net: hasNet ? others.at(-1) : undefined,
     startedAt,
     readyTimeoutMs: request.readyTimeoutMs ?? (request.origin.kind === "clone" ? CLONE_TIMEOUT_MS : BOOT_TIMEOUT_MS),
     owned: scope.move(),
@@ -77,6 +78,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
     rootImage,
     start: startOf(hypervisor, request),
     console: !vm.hasConsole ? "none" : request.isDiagnostic ? "serial" : "socket",
+    hasNet: request.hasNet ?? false,
   };
   return confine(hypervisor.confinement, {
     program: qemu.path,
@@ -88,7 +90,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
       { path: rootImage, access: "ro" },
       ...originFiles(hypervisor, request),
     ],
-    keepFds: vm.hasConsole ? [QMP_FD, CONTROL_FD, CONSOLE_FD] : [QMP_FD, CONTROL_FD],
+    keepFds: [QMP_FD, CONTROL_FD, ...(vm.hasConsole ? [CONSOLE_FD] : []), ...(spec.hasNet ? [netFd(spec)] : [])],
     memoryMiB: request.memoryMiB,
     ...(vm.cgroupDirectory === undefined ? {} : { cgroupDirectory: vm.cgroupDirectory }),
   });

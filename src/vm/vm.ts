@@ -1,5 +1,6 @@
 /** Vm: one running machine, from spawn to its confirmed death. */
 import { randomBytes } from "node:crypto";
+import type { Duplex } from "node:stream";
 import { abortable, Deadline } from "../base/async.ts";
 import { CommunicationError, messageOf, SandboxDependencyError, SnapshotError, VmTimeoutError } from "../base/errors.ts";
 import type { Scope } from "../base/scope.ts";
@@ -21,6 +22,7 @@ export interface VmParts {
   readonly qmp: Qmp;
   readonly guest: GuestChannel;
   readonly console: Console;
+  readonly net?: Duplex | undefined;
   /** `performance.now()` just before the spawn. */
   readonly startedAt: number;
   readonly readyTimeoutMs: number;
@@ -34,6 +36,8 @@ export class Vm implements AsyncDisposable {
   readonly qmp: Qmp;
   readonly guest: GuestChannel;
   readonly console: Console;
+  /** Our end of the guest's net port, where one was asked for (ARCHITECTURE, "Network"). Bytes of the guest are hostile. Destroyed with the VM. */
+  readonly net: Duplex | undefined;
   readonly startedAt: number;
   /** Resolves with the milliseconds from spawn to the guest's first answer; rejects with a typed error when there will be none. */
   readonly ready: Promise<number>;
@@ -44,7 +48,8 @@ export class Vm implements AsyncDisposable {
   /** Made by `launch` only. */
   constructor(parts: VmParts) {
     this.#parts = parts;
-    ({ id: this.id, child: this.child, qmp: this.qmp, guest: this.guest, console: this.console, startedAt: this.startedAt } = parts);
+    ({ id: this.id, child: this.child, qmp: this.qmp, guest: this.guest, console: this.console, net: this.net } = parts);
+    this.startedAt = parts.startedAt;
     this.ready = this.#ready.promise;
     this.ready.catch(() => {}); // Whoever waits sees it.
   }
@@ -73,6 +78,8 @@ export class Vm implements AsyncDisposable {
     this.#disposal ??= (async () => {
       this.child.kill();
       this.guest.close();
+      // Whoever reads it may have stopped for a while; the process counts as ended only when its pipes are closed.
+      this.net?.destroy();
       await this.#parts.owned[Symbol.asyncDispose]();
     })();
     return this.#disposal;

@@ -1,7 +1,7 @@
 /** Machine: what a QEMU is told, by what the machine is. */
 import assert from "node:assert/strict";
 import test from "node:test";
-import { kernelCommandLine, machineArgs, type MachineSpec } from "../../../src/qemu/machine.ts";
+import { kernelCommandLine, machineArgs, type MachineSpec, netFd } from "../../../src/qemu/machine.ts";
 
 const BOOT: MachineSpec = {
   name: "vm-1",
@@ -22,7 +22,11 @@ const CLONE: MachineSpec = {
   console: "none",
 };
 const BAKE: MachineSpec = { ...BOOT, memory: { kind: "file", path: "/t/ram", isShared: true } };
-const ALL = [BOOT, CLONE, BAKE, { ...BOOT, console: "serial" }, { ...BOOT, arch: "aarch64" }, { ...CLONE, accelerator: "kvm" }] as const;
+const NET: MachineSpec = { ...CLONE, hasNet: true };
+const ALL = [BOOT, CLONE, BAKE, NET, { ...BOOT, hasNet: true }, { ...BOOT, console: "serial" }, { ...BOOT, arch: "aarch64" }, {
+  ...CLONE,
+  accelerator: "kvm",
+}] as const;
 
 /** The value after each `name`. */
 const valuesOf = (spec: MachineSpec, name: string): string[] => {
@@ -48,7 +52,7 @@ test("every machine is sandboxed, has no device of QEMU's own choice, no network
 test("nobody can connect to a machine: its channels are descriptors, and it has no monitor but QMP on one", () => {
   for (const spec of ALL) {
     const channels = valuesOf(spec, "-chardev");
-    for (const channel of channels) assert.match(channel, /^(socket,id=\w+,fd=[345]|null,id=\w+)$/);
+    for (const channel of channels) assert.match(channel, /^(socket,id=\w+,fd=[3456]|null,id=\w+)$/);
     assert.deepEqual(valuesOf(spec, "-mon"), ["chardev=qmp,mode=control"]);
     const descriptors = channels.flatMap((channel) => /fd=(\d)/.exec(channel)?.[1] ?? []);
     assert.equal(new Set(descriptors).size, descriptors.length, "one descriptor each");
@@ -65,6 +69,14 @@ test("a clone never writes to its template, a bake does, and only a boot has a k
     ["quiet"],
     [],
   ]);
+});
+
+test("a clone's net port leads to the next free descriptor where asked, and the devices are those of its template all the same", () => {
+  assert.ok(valuesOf(CLONE, "-chardev").includes("null,id=net"));
+  assert.ok(valuesOf(NET, "-chardev").includes("socket,id=net,fd=5"));
+  assert.ok(valuesOf({ ...BOOT, hasNet: true }, "-chardev").includes("socket,id=net,fd=6"));
+  assert.deepEqual([netFd(NET), netFd(BOOT)], [5, 6]);
+  assert.deepEqual(valuesOf(NET, "-device"), valuesOf(CLONE, "-device"));
 });
 
 test("a comma in a path is no separator", () => {
