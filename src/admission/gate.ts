@@ -20,21 +20,22 @@ const SLOT_WORDS: LineWords = {
 
 /** Grants parts of one budget. */
 export class Gate {
-  readonly #budget: Budget;
+  /** What is granted in all, at most. */
+  readonly budget: Budget;
   readonly #memory: Line;
   readonly #slots: Line;
   #watchers: Array<() => void> = [];
 
   /** `budget` is never exceeded. */
   constructor(budget: Budget) {
-    this.#budget = budget;
+    this.budget = budget;
     const onChange = () => this.#tellWatchers();
     this.#memory = new Line(budget.memoryMiB, MEMORY_WORDS, onChange);
     this.#slots = new Line(budget.cpus, SLOT_WORDS, onChange);
   }
 
   /** What is held, in use and reserved. */
-  get held(): { readonly memoryMiB: number; readonly reservedMiB: number; readonly cpus: number } {
+  get held(): Budget & { readonly reservedMiB: number } {
     return { memoryMiB: this.#memory.used, reservedMiB: this.#memory.reserved, cpus: this.#slots.used };
   }
 
@@ -67,11 +68,16 @@ export class Gate {
     return this.#memory.reserve(memoryMiB, options);
   }
 
+  /** A slot for work that nobody has asked for, if one is free and nobody waits; `evict` is called when somebody needs it more. */
+  reserveSlot(options: { readonly worth: number; readonly evict: () => void }): Reservation | undefined {
+    return this.#slots.reserve(1, options);
+  }
+
   /** Throws `VmCapacityError` when so much memory can never be had. */
   checkMemory(memoryMiB: number): void {
-    if (memoryMiB <= this.#budget.memoryMiB) return;
+    if (memoryMiB <= this.budget.memoryMiB) return;
     throw new VmCapacityError(
-      `Cannot start a VM with ${memoryMiB} MB: the budget of this host is ${this.#budget.memoryMiB} MB in all`,
+      `Cannot start a VM with ${memoryMiB} MB: the budget of this host is ${this.budget.memoryMiB} MB in all`,
       { retry: "never", hint: "Ask for less memory, or raise memoryOvercommitRatio." },
     );
   }

@@ -43,7 +43,8 @@ async function openScheduler({ onProgress, onLog, isDebug, isQuiet }: OpenOption
   const isLevelGiven = Boolean(process.env["EXEC_SANDBOX_LOG_LEVEL"]);
   const level = isDebug ? "debug" : isQuiet && !isLevelGiven ? "error" : resolveConfig().logLevel;
   const log = lineLogger(level, onLog);
-  return await Scheduler.open({}, { log, onProgress: (progress) => onProgress(bakeEvent(progress)) });
+  // One command, one run of each VM: a pool would be filled for nobody.
+  return await Scheduler.open({ warmPoolSize: 0 }, { log, onProgress: (progress) => onProgress(bakeEvent(progress)) });
 }
 
 /** A step of a bake as a step of a task. */

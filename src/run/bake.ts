@@ -9,7 +9,7 @@ import { launch } from "../vm/launch.ts";
 import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
 import type { Vm } from "../vm/vm.ts";
 import type { Language } from "./request.ts";
-import { WARM_UP, type WarmUpStep } from "./warm_up.ts";
+import { WARM_STEPS, WARM_UP, type WarmUpStep } from "./warm_up.ts";
 
 const WARM_UP_TIMEOUT_MS = 60_000;
 const QUIT_TIMEOUT_MS = 5_000;
@@ -133,9 +133,22 @@ async function fill(vm: Vm, identity: TemplateIdentity, run: BakeRun): Promise<s
   return vm.console.tail;
 }
 
+/**
+ * Makes a clone warm: it executes once what its template has executed last, so that it has the translations and the pages that the next execution
+ * needs; and once more after a new greeting, as it will be greeted by whoever gets it. Leaves no trace that the template does not have.
+ */
+export async function warmUp(vm: Vm, language: Language, signal: AbortSignal): Promise<void> {
+  const steps = WARM_STEPS[language];
+  await takeSteps(vm, { language }, { steps, signal });
+  await vm.guest.ping(signal); // As whoever keeps it will do.
+  await vm.renew(signal);
+  await takeSteps(vm, { language }, { steps: steps.slice(0, 1), signal });
+  await vm.guest.quiesce(signal);
+}
+
 async function takeSteps(
   vm: Vm,
-  { language }: TemplateIdentity,
+  { language }: { readonly language: string },
   { steps, signal }: { readonly steps: readonly WarmUpStep[]; readonly signal: AbortSignal },
 ): Promise<void> {
   for (const step of steps) {

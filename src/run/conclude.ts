@@ -26,7 +26,7 @@ export function measured({ stdout, stderr, results, reply }: Execution, { usage,
     externalCpuTimeMs: usage.cpuTimeMs === null ? null : wholeMs(usage.cpuTimeMs),
     externalMemoryPeakMb: usage.memoryPeakMiB === null ? null : Math.ceil(usage.memoryPeakMiB),
     timing,
-    warmPoolHit: false,
+    warmPoolHit: start === "warm",
     start,
     exposedPorts: [],
   };

@@ -1,4 +1,6 @@
 /** Local machine: a VM of this process, with the room that was found for it. */
+import { Deadline } from "../base/async.ts";
+import { CommunicationError } from "../base/errors.ts";
 import type { StartKind } from "../base/result.ts";
 import type { GuestChannel } from "../channel/guest.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
@@ -6,6 +8,8 @@ import type { Template } from "../vm/template.ts";
 import { describeLoss, type Vm } from "../vm/vm.ts";
 import type { Machine } from "./machine.ts";
 
+/** A warm machine that has not answered by then is given up: starting another takes less. Only a host that stands still is as slow. */
+const CLAIM_TIMEOUT_MS = 5_000;
 const ALWAYS_FREE: Disposable = { [Symbol.dispose]() {} };
 
 /** What one consists of. */
@@ -13,10 +17,12 @@ export interface LocalMachineParts {
   readonly vm: Vm;
   /** What it was cloned from. */
   readonly template: Template | undefined;
+  /** How far it had come before it was asked for: `spare` had QEMU's process, `warm` has executed. Default: nothing. */
+  readonly ahead?: "spare" | "warm" | undefined;
   /** Slots for what it does; default: there is always one. */
   readonly occupy?: (signal: AbortSignal | undefined) => Disposable | Promise<Disposable>;
   /** What its start was given, for the first who works with it. */
-  readonly slot?: Disposable;
+  readonly slot?: Disposable | undefined;
   /** Called once, when it is given back. */
   readonly onRelease: () => void;
 }
@@ -26,18 +32,31 @@ export class LocalMachine implements Machine {
   readonly vm: Vm;
   readonly template: Template | undefined;
   readonly start: StartKind;
+  readonly startedAt: number;
+  readonly ready: Promise<number>;
   readonly #occupy: NonNullable<LocalMachineParts["occupy"]>;
+  readonly #isSpare: boolean;
   #slot: Disposable | undefined;
   #onRelease: (() => void) | undefined;
+  /** What it had cost before it was handed over. */
+  #before: QemuUsage | undefined;
+  #hasAnswered = false;
 
-  /** The machine of `parts`. */
-  constructor({ vm, template, occupy = () => ALWAYS_FREE, slot, onRelease }: LocalMachineParts) {
+  /** The machine of `parts`. One that was started ahead is claimed: it is greeted now, anew where it runs. */
+  constructor({ vm, template, ahead, occupy = () => ALWAYS_FREE, slot, onRelease }: LocalMachineParts) {
     this.vm = vm;
     this.template = template;
-    this.start = template ? "template" : "cold";
+    this.start = ahead === "warm" ? "warm" : template ? "template" : "cold";
+    this.#isSpare = ahead === "spare";
     this.#occupy = occupy;
     this.#slot = slot;
     this.#onRelease = onRelease;
+    this.startedAt = ahead ? performance.now() : vm.startedAt;
+    if (ahead === "spare") vm.greet(this.startedAt);
+    this.ready = ahead === "warm" ? this.#renew() : vm.ready;
+    this.ready.catch(() => {}); // Whoever waits sees it.
+    // Read when the greeting has left: it need not wait for that.
+    if (ahead) queueMicrotask(() => this.#before = vm.usage());
   }
 
   get id(): string {
@@ -48,16 +67,13 @@ export class LocalMachine implements Machine {
     return this.vm.guest;
   }
 
-  get startedAt(): number {
-    return this.vm.startedAt;
+  get answersFirst(): boolean {
+    return this.vm.isCold || this.start === "warm";
   }
 
-  get isCold(): boolean {
-    return this.vm.isCold;
-  }
-
-  get ready(): Promise<number> {
-    return this.vm.ready;
+  get isReplaceable(): boolean {
+    if (this.start === "warm") return !this.#hasAnswered;
+    return this.#isSpare && this.vm.hasNeverRun;
   }
 
   get lost(): AbortSignal {
@@ -71,7 +87,8 @@ export class LocalMachine implements Machine {
   }
 
   usage(): QemuUsage {
-    return this.vm.usage();
+    const usage = this.vm.usage(), before = this.#before?.cpuTimeMs ?? 0;
+    return { ...usage, cpuTimeMs: usage.cpuTimeMs === null ? null : Math.max(0, usage.cpuTimeMs - before) };
   }
 
   describeLoss(error: unknown): string {
@@ -88,5 +105,15 @@ export class LocalMachine implements Machine {
   async [Symbol.asyncDispose](): Promise<void> {
     this.release();
     await this.vm[Symbol.asyncDispose]();
+  }
+
+  async #renew(): Promise<number> {
+    using deadline = new Deadline(
+      CLAIM_TIMEOUT_MS,
+      () => new CommunicationError(`Cannot use a warm VM: no answer from the guest after ${CLAIM_TIMEOUT_MS} ms`),
+    );
+    await this.vm.renew(deadline.signal);
+    this.#hasAnswered = true;
+    return performance.now() - this.startedAt;
   }
 }

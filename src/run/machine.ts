@@ -14,6 +14,8 @@ export interface MachineRequest {
   readonly onBootLog: OutputCallback | undefined;
   /** A machine that did not start, whose place this one takes: what it was made from is made anew. */
   readonly insteadOf?: Machine;
+  /** Started for this request alone, not ahead of it. */
+  readonly isFresh?: boolean;
 }
 
 /** A VM that has one user. Disposing gives it back and waits until it is dead. */
@@ -24,8 +26,10 @@ export interface Machine extends AsyncDisposable {
   readonly start: StartKind;
   /** `performance.now()` when its start began: room had been found then. */
   readonly startedAt: number;
-  /** Nothing may be sent before it is ready: it boots. */
-  readonly isCold: boolean;
+  /** Nothing may be sent before it is ready: it boots, or it was warm, and until it has answered another can take its place. */
+  readonly answersFirst: boolean;
+  /** It was started ahead of the request and is lost, and nothing that was sent to it has had any effect: another may take its place. */
+  readonly isReplaceable: boolean;
   /** Resolves with the milliseconds from `startedAt` to the guest's first answer; rejects with a typed error when there will be none. */
   readonly ready: Promise<number>;
   /** Aborts when QEMU has ended or the channel is lost. */
@@ -50,6 +54,8 @@ export interface MachineSource extends AsyncDisposable {
    * throws; rejects with the signal's reason.
    */
   lease(request: MachineRequest): Promise<Machine>;
+  /** Resolves when as many VMs are kept ready as were asked for. Rejects with what keeps it from being so, and with the signal's reason. */
+  ready(signal: AbortSignal): Promise<void>;
   /** Makes what VMs for `language` start from. */
   prepare(request: { readonly language: Language; readonly memoryMb: number; readonly signal: AbortSignal }): Promise<void>;
 }

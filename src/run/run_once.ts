@@ -30,24 +30,24 @@ async function runOn(
   const finishedAt = performance.now(), usage = machine.usage(), { start, startedAt } = machine;
   await withFiles(machine, request.collect, request.signal);
   // The guest answers HELLO when it gets round to it, the code running already: what the guest measured belongs to the execution.
-  const bootMs = Math.min(answeredMs, finishedAt - startedAt - execution.reply.executionUs / 1000);
+  const bootMs = start === "warm" ? 0 : Math.min(answeredMs, finishedAt - startedAt - execution.reply.executionUs / 1000);
   const timing = {
     setupMs: wholeMs(startedAt - context.calledAt),
-    bootMs: wholeMs(bootMs),
+    bootMs: bootMs === 0 ? 0 : wholeMs(bootMs),
     executeMs: wholeMs(finishedAt - startedAt - bootMs),
     totalMs: wholeMs(performance.now() - context.calledAt),
   };
   return { execution, result: measured(execution, { usage, timing, start }) };
 }
 
-/** Sends the code to a clone at once, where it waits in the channel until the guest is there; a machine that boots must have spoken first. */
+/** Sends the code to a clone at once, where it waits in the channel until the guest is there; any other machine must have answered first. */
 async function executeOn(
   machine: Machine,
   request: CheckedRequest,
   context: RunContext,
 ): Promise<{ execution: Execution; bootMs: number }> {
   const hasFiles = Object.keys(request.files).length > 0;
-  if (machine.isCold || hasFiles || request.prepare) await abortable(machine.ready, request.signal);
+  if (machine.answersFirst || hasFiles || request.prepare) await abortable(machine.ready, request.signal);
   if (hasFiles) await abortable(writeFiles(machine.guest.files, request.files, request.signal), request.signal);
   await withFiles(machine, request.prepare, request.signal);
   // An abort kills this VM, there is nothing in it to keep: the guest is not asked to stop first.

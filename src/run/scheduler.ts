@@ -101,11 +101,14 @@ export class Scheduler implements AsyncDisposable {
   }
 
   /**
-   * Resolves when the warm pool is full. No VM is kept ready yet, so that is at once. Rejects with the signal's reason when aborted, and with
-   * `SessionClosedError` when the scheduler is closed.
+   * Resolves when the warm pool is full, at once when `warmPoolSize` is 0. Rejects with what keeps it from being full (it is tried again all the same), with
+   * `VmCapacityError` when the host's budget can never hold it, with the signal's reason when aborted, and with `SessionClosedError` when the scheduler is closed.
    */
   ready(options: { readonly signal?: AbortSignal } = {}): Promise<void> {
-    return this.#track(async () => options.signal?.throwIfAborted());
+    return this.#track(async () => {
+      const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
+      await this.#machines.ready(signal);
+    });
   }
 
   /** Aborts what runs, kills every VM and waits until all are dead. May be called twice. */

@@ -1,5 +1,5 @@
 /** Start VM: what a run and a session do alike to get a machine. */
-import { SnapshotError } from "../base/errors.ts";
+import { messageOf, SnapshotError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
 import type { Machine, MachineRequest, MachineSource } from "./machine.ts";
 
@@ -11,22 +11,35 @@ export interface RunContext {
   readonly calledAt: number;
 }
 
-/** Calls `attempt` with a machine; once more with another when what it started from turns out not to start. A failed attempt gives its machine back. */
+/**
+ * Calls `attempt` with a machine; once more with another when what it started from turns out not to start, or when it was started ahead and is
+ * dead. A failed attempt gives its machine back.
+ */
 export async function onMachine<T>(
   request: MachineRequest,
   { machines, log }: RunContext,
   attempt: (machine: Machine) => Promise<T>,
 ): Promise<T> {
   const first = await machines.lease(request);
+  let next: MachineRequest;
   try {
     return await attempt(first);
   } catch (error) {
     first.release();
+    if (request.signal?.aborted) throw error;
     // The guest never ran, so nothing is lost by a second attempt; more than one would hide a broken host.
-    if (!(error instanceof SnapshotError) || first.start === "cold") throw error;
-    log.warning("a template did not start and is made anew", { language: request.language, reason: error.message });
+    if (error instanceof SnapshotError && first.start === "template") {
+      log.warning("a template did not start and is made anew", { language: request.language, reason: error.message });
+      next = { ...request, isFresh: true, insteadOf: first };
+    } else if (first.isReplaceable) {
+      log.debug("a machine that was started ahead is dead; another takes its place", {
+        language: request.language,
+        reason: messageOf(error),
+      });
+      next = { ...request, isFresh: true };
+    } else throw error;
   }
-  const second = await machines.lease({ ...request, insteadOf: first });
+  const second = await machines.lease(next);
   try {
     return await attempt(second);
   } catch (error) {

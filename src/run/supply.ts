@@ -13,16 +13,18 @@ import { verifyFile } from "../images/verify.ts";
 import { sweepCgroups } from "../qemu/cgroup.ts";
 import type { Hypervisor, LaunchRequest } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
-import { launch } from "../vm/launch.ts";
+import { launch, spawnVm } from "../vm/launch.ts";
 import { type Template, templateIdentity, TemplateStore } from "../vm/template.ts";
 import type { Vm } from "../vm/vm.ts";
-import { type BakeProgress, ensureTemplate } from "./bake.ts";
+import { type BakeProgress, ensureTemplate, warmUp } from "./bake.ts";
 import { findAssets } from "./find_assets.ts";
 import { findHypervisor } from "./find_hypervisor.ts";
 import { LocalMachine } from "./local_machine.ts";
 import type { MachineRequest, MachineSource } from "./machine.ts";
 import { guarded } from "./output.ts";
 import type { Language } from "./request.ts";
+import { Spares } from "./spares.ts";
+import { type Warm, WarmPool } from "./warm_pool.ts";
 import { warmUpText } from "./warm_up.ts";
 
 /** Where no template could be kept, it is tried again after this time. */
@@ -34,6 +36,18 @@ export interface SupplyHooks {
   readonly onProgress?: (progress: BakeProgress) => void;
 }
 
+/** A VM and what was found for it. */
+interface MadeMachine {
+  readonly vm: Vm;
+  readonly template: Template | undefined;
+  readonly ahead: "spare" | "warm" | undefined;
+  readonly room: Disposable;
+  readonly slot: Disposable;
+}
+
+/** A machine that was started ahead would do: one without a console. */
+const mayBeAhead = (request: MachineRequest) => request.onBootLog === undefined && !request.isFresh;
+
 /** Owns every VM and everything they need. */
 export class Supply implements MachineSource {
   readonly #platform: Platform;
@@ -42,6 +56,8 @@ export class Supply implements MachineSource {
   readonly #assets: Assets;
   readonly #hooks: SupplyHooks;
   readonly #templates: TemplateStore;
+  readonly #spares: Spares;
+  readonly #pool: WarmPool;
   readonly #found = new Map<string, Template>();
   readonly #flights = new Singleflight<Template | undefined>();
   readonly #ending = new Set<Promise<void>>();
@@ -65,33 +81,41 @@ export class Supply implements MachineSource {
     this.#config = config;
     this.#hooks = hooks;
     this.#templates = new TemplateStore(config.snapshotCacheDir);
+    const common = { gate: this.#gate, log: hooks.log, closing: this.#closing.signal, end: (vm: Vm) => this.#release(vm) };
+    this.#spares = new Spares({ ...common, cpus: found.platform.cpus, spawn: (template) => this.#spawnSpare(template) });
+    this.#pool = new WarmPool({
+      ...common,
+      size: config.warmPoolSize,
+      languages: found.assets.languages,
+      memoryMb: config.defaultMemoryMb,
+      make: (language, signal) => this.#makeWarm(language, signal),
+      isIntact: async (template) => (await this.#templates.find(template))?.bakeId === template.bakeId,
+    });
   }
 
-  /** Room first: a machine that bakes takes as much as the one that runs, and one that can never fit is not baked for. */
+  /** A warm machine where there is one. Else room first: a machine that bakes takes as much as the one that runs, and one that can never fit is not baked for. */
   async lease(request: MachineRequest): Promise<LocalMachine> {
     const { language, memoryMb, signal } = request;
-    const room = await this.#gate.hold(memoryMb, { signal });
-    let slot: Disposable | undefined;
-    try {
-      slot = await this.#gate.occupy({ signal });
-      await this.#dropTemplateOf(request.insteadOf);
-      const template = await this.#template(language, memoryMb, signal);
-      const vm = await launch(await this.#host(), {
-        language,
-        memoryMiB: memoryMb,
-        origin: template ? { kind: "clone", files: template } : { kind: "cold" },
-        ...await this.#bootLog(template, request),
-      });
-      const onRelease = () => {
-        this.#release(vm);
-        room[Symbol.dispose]();
-      };
-      return new LocalMachine({ vm, template, slot, occupy: (until) => this.#gate.occupy({ signal: until }), onRelease });
-    } catch (error) {
-      slot?.[Symbol.dispose]();
-      room[Symbol.dispose]();
-      throw error;
-    }
+    const warm = await this.#claimWarm(request);
+    if (warm) return warm;
+    await using stack = new AsyncDisposableStack();
+    const room = stack.use(await this.#gate.hold(memoryMb, { signal })), slot = stack.use(await this.#gate.occupy({ signal }));
+    await this.#dropTemplateOf(request.insteadOf);
+    const template = await this.#template(language, memoryMb, signal);
+    const spare = template && mayBeAhead(request) ? this.#spares.take(template) : undefined;
+    const vm = spare ?? await launch(await this.#host(), {
+      language,
+      memoryMiB: memoryMb,
+      origin: template ? { kind: "clone", files: template } : { kind: "cold" },
+      ...await this.#bootLog(template, request),
+    });
+    stack.move();
+    if (template && mayBeAhead(request)) this.#spares.used(template);
+    return this.#machine({ vm, template, ahead: spare && "spare", room, slot });
+  }
+
+  async ready(signal: AbortSignal): Promise<void> {
+    await this.#pool.ready(signal);
   }
 
   async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
@@ -104,15 +128,53 @@ export class Supply implements MachineSource {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort(new SessionClosedError("Cannot make a template: the scheduler is closed"));
     await this.#flights.settled();
+    await Promise.all([this.#pool.closed(), this.#spares.closed()]);
     await Promise.allSettled(this.#ending);
     await this.#owned[Symbol.asyncDispose]();
+  }
+
+  async #claimWarm(request: MachineRequest): Promise<LocalMachine | undefined> {
+    const { language, memoryMb, signal } = request;
+    if (!mayBeAhead(request) || !this.#pool.has(language, memoryMb)) return undefined;
+    // Nobody who holds a slot waits for memory, so this is the only order that is free to try both.
+    const free = this.#gate.occupy({ signal }), slot = free instanceof Promise ? await free : free;
+    const warm = this.#pool.take(language, memoryMb);
+    if (warm) return this.#machine({ ...warm, ahead: "warm", slot });
+    slot[Symbol.dispose]();
+    return undefined;
+  }
+
+  #machine({ vm, template, ahead, room, slot }: MadeMachine): LocalMachine {
+    const onRelease = () => {
+      this.#release(vm);
+      room[Symbol.dispose]();
+    };
+    return new LocalMachine({ vm, template, ahead, slot, occupy: (signal) => this.#gate.occupy({ signal }), onRelease });
+  }
+
+  /** A VM for the pool. It has executed what its template has, along the path that the next execution takes, and keeps no trace of it. */
+  async #makeWarm(language: Language, signal: AbortSignal): Promise<Warm> {
+    const template = await this.#template(language, this.#config.defaultMemoryMb, signal);
+    if (!template) throw new SnapshotError(`Cannot keep ${language} VMs warm: no template can be kept`);
+    const request = { language, memoryMiB: template.memoryMiB, origin: { kind: "clone", files: template } } as const;
+    const vm = await launch(await this.#host(), request);
+    try {
+      await abortable(vm.ready, signal);
+      await warmUp(vm, language, AbortSignal.any([signal, vm.lost]));
+      return { vm, template };
+    } catch (error) {
+      this.#release(vm);
+      if (error instanceof SnapshotError && !signal.aborted) await this.#drop(template);
+      throw error;
+    }
   }
 
   /** The template for a VM, made when there is none; undefined where none can be kept: then VMs boot. */
   async #template(language: Language, memoryMb: number, signal?: AbortSignal): Promise<Template | undefined> {
     const name = `${language}-${memoryMb}`;
     const known = this.#found.get(name);
-    if (known && await this.#templates.find(known)) return known;
+    const found = known && await this.#templates.find(known);
+    if (found) return found; // Not the known one: another process may have replaced it.
     if (performance.now() < (this.#retryAt.get(name) ?? 0)) return undefined;
     // The flight is shared: one caller's abort must not end it for the others.
     const flight = this.#flights.run(name, () => this.#findTemplate(language, memoryMb));
@@ -121,9 +183,13 @@ export class Supply implements MachineSource {
 
   /** Drops the template that a machine could not start from: another is made. */
   async #dropTemplateOf(machine: MachineRequest["insteadOf"]): Promise<void> {
-    if (!(machine instanceof LocalMachine) || !machine.template) return;
+    if (machine instanceof LocalMachine && machine.template) await this.#drop(machine.template);
+  }
+
+  async #drop(template: Template): Promise<void> {
     this.#found.clear();
-    await this.#templates.drop(machine.template);
+    this.#spares.clear();
+    await this.#templates.drop(template);
   }
 
   /** Gets log lines to the caller: a clone's boot was its template's. */
@@ -171,6 +237,11 @@ export class Supply implements MachineSource {
     const { kernel, initrd, firmware, qemu, jail } = this.#assets;
     const files = [kernel, initrd, firmware, qemu, jail, this.#assets.rootImage(language)].filter((file) => file !== undefined);
     await Promise.all(files.map((file) => verifyFile(file, signal)));
+  }
+
+  async #spawnSpare(template: Template): Promise<Vm> {
+    const { language, memoryMiB } = template;
+    return await spawnVm(await this.#host(), { language, memoryMiB, origin: { kind: "clone", files: template } });
   }
 
   #host(): Promise<Hypervisor> {

@@ -18,6 +18,13 @@ import { Vm } from "./vm.ts";
  * when the guest has answered. Throws `SandboxDependencyError` when QEMU cannot be started, `VmCapacityError` when the host has no room for it. The caller owns the VM.
  */
 export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Promise<Vm> {
+  const vm = await spawnVm(hypervisor, request);
+  vm.greet();
+  return vm;
+}
+
+/** The first half of `launch`: QEMU alone. `vm.greet()` is the second; until then a clone has not loaded its state. Throws as `launch`. */
+export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): Promise<Vm> {
   await using scope = new Scope();
   const startedAt = performance.now();
   const id = `vm-${hypervisor.ownerToken}-${randomBytes(6).toString("hex")}`;
@@ -40,7 +47,7 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
   );
   const [qmpPipe, controlPipe, ...others] = child.pipes;
   if (!qmpPipe || !controlPipe) throw new Error("Internal error: QEMU has no pipes");
-  const vm = new Vm({
+  return new Vm({
     id,
     request,
     child,
@@ -52,8 +59,6 @@ export async function launch(hypervisor: Hypervisor, request: LaunchRequest): Pr
     readyTimeoutMs: request.readyTimeoutMs ?? (request.origin.kind === "clone" ? CLONE_TIMEOUT_MS : BOOT_TIMEOUT_MS),
     owned: scope.move(),
   });
-  vm.greet();
-  return vm;
 }
 
 interface VmNames {

@@ -38,18 +38,20 @@ export class Vm implements AsyncDisposable {
   readonly console: Console;
   /** Our end of the guest's net port, where one was asked for (ARCHITECTURE, "Network"). Bytes of the guest are hostile. Destroyed with the VM. */
   readonly net: Duplex | undefined;
-  readonly startedAt: number;
-  /** Resolves with the milliseconds from spawn to the guest's first answer; rejects with a typed error when there will be none. */
+  /** Resolves with the milliseconds from `startedAt` to the guest's first answer; rejects with a typed error when there will be none. */
   readonly ready: Promise<number>;
   readonly #parts: VmParts;
   readonly #ready = Promise.withResolvers<number>();
+  #startedAt: number;
+  #hasLoaded = false;
+  #renewals = 0;
   #disposal: Promise<void> | undefined;
 
   /** Made by `launch` only. */
   constructor(parts: VmParts) {
     this.#parts = parts;
     ({ id: this.id, child: this.child, qmp: this.qmp, guest: this.guest, console: this.console, net: this.net } = parts);
-    this.startedAt = parts.startedAt;
+    this.#startedAt = parts.startedAt;
     this.ready = this.#ready.promise;
     this.ready.catch(() => {}); // Whoever waits sees it.
   }
@@ -59,14 +61,39 @@ export class Vm implements AsyncDisposable {
     return AbortSignal.any([this.child.gone, this.guest.closed]);
   }
 
+  /** `lost` has aborted. */
+  get isLost(): boolean {
+    return this.child.gone.aborted || this.guest.closed.aborted;
+  }
+
   /** It boots: nothing may be sent before it is ready. */
   get isCold(): boolean {
     return this.#parts.request.origin.kind !== "clone";
   }
 
-  /** For `launch`: sends everything a start needs and settles `ready`. */
-  greet(): void {
+  /** `performance.now()` just before the spawn, or when it was greeted where that came later. */
+  get startedAt(): number {
+    return this.#startedAt;
+  }
+
+  /**
+   * It is dead, and its guest never ran: QEMU answers that it loads the state before it does so, what it wrote can be read after its death, and
+   * there was no answer. So nothing that was sent to the guest has had any effect.
+   */
+  get hasNeverRun(): boolean {
+    return this.child.gone.aborted && !this.isCold && !this.#hasLoaded;
+  }
+
+  /** Sends everything a start needs and settles `ready`; for a clone that was spawned ahead `startedAt` is now. */
+  greet(startedAt = this.#startedAt): void {
+    this.#startedAt = startedAt;
     void this.#greet().then(() => this.#ready.resolve(performance.now() - this.startedAt), (error) => this.#ready.reject(error));
+  }
+
+  /** Gives a machine that runs another identity, the time and new entropy. Resolves with its answer; rejects with the channel's or the signal's reason. */
+  async renew(signal?: AbortSignal): Promise<void> {
+    this.#renewals += 1;
+    await this.guest.hello({ id: `${this.id}-${this.#renewals}`, entropy: randomBytes(64), silenceMs: 0 }, signal);
   }
 
   /** CPU time and peak memory of QEMU so far. */
@@ -90,6 +117,7 @@ export class Vm implements AsyncDisposable {
     using deadline = new Deadline(this.#parts.readyTimeoutMs, () => this.#timeoutError());
     // The load is awaited through the guest's answer; its own promise only tells why there is none.
     const loaded = origin.kind === "clone" ? this.qmp.loadState(`file:${origin.files.stateFile}`) : Promise.resolve();
+    void loaded.then(() => this.#hasLoaded = true, () => {}); // Its failure is `refused`.
     const refused = loaded.then(() => new Promise<never>(() => {}));
     const exited = abortable(new Promise<never>(() => {}), this.child.gone);
     try {

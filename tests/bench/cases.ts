@@ -18,9 +18,15 @@ import { warmUpText } from "../../src/run/warm_up.ts";
 import { measure, type Measurement, timed } from "./measure.ts";
 
 const MEMORY_MIB = 256;
-const PRINT: Readonly<Record<Language, string>> = { python: "print('hello')", javascript: "console.log('hello')", raw: "echo hello" };
+/** A program that prints. */
+export const PRINT: Readonly<Record<Language, string>> = {
+  python: "print('hello')",
+  javascript: "console.log('hello')",
+  raw: "echo hello",
+};
 const NOTHING: Readonly<Record<Language, string>> = { python: "pass", javascript: ";", raw: ":" };
-const silent = { debug() {}, info() {}, warning() {}, error() {} };
+/** A logger that drops everything. */
+export const silent = { debug() {}, info() {}, warning() {}, error() {} };
 
 /** What the cases share. */
 export interface Bench {
@@ -65,17 +71,6 @@ export function coldBoot({ hypervisor }: Bench, language: Language, count: numbe
     await using vm = await launch(hypervisor, { language, memoryMiB: MEMORY_MIB, origin: { kind: "cold" } });
     return await vm.ready;
   });
-}
-
-/** What a caller waits for `run`, the scheduler being open and the template there. */
-export async function runFromTemplate(language: Language, count: number): Promise<Measurement> {
-  await using scheduler = await Scheduler.open({}, { log: silent });
-  await scheduler.prepare(language);
-  return await measure(
-    `run(print) from a template, ${language}`,
-    { count, warmUps: 3 },
-    () => timed(() => scheduler.run({ code: PRINT[language], language })),
-  );
 }
 
 /** `Scheduler.open` alone. */

@@ -2,17 +2,8 @@
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import type { Language } from "../../src/mod.ts";
-import {
-  coldBoot,
-  commandLineRun,
-  executeNothing,
-  floor,
-  idleMemory,
-  openBench,
-  runFromTemplate,
-  schedulerOpen,
-  version,
-} from "./cases.ts";
+import { coldBoot, commandLineRun, executeNothing, floor, idleMemory, openBench, schedulerOpen, version } from "./cases.ts";
+import { destroy, manyAtOnce, manyWithPool, runFromSpare, runFromTemplate, runWarm, tenthClone } from "./ahead_cases.ts";
 import { type Measurement, median, quantile } from "./measure.ts";
 import { executeBesideEcho, guestMemory, largeTransfers, longSession, outputDelay, smallFiles } from "./session_cases.ts";
 
@@ -40,11 +31,14 @@ add(await floor(bench, 2 * repetitions), await schedulerOpen(repetitions));
 for (const language of LANGUAGES) {
   add(
     await runFromTemplate(language, repetitions),
+    await runFromSpare(language, repetitions),
+    await runWarm(language, repetitions),
     await executeNothing(bench, language, 5 * repetitions),
     await idleMemory(bench, language, 3),
   );
   add(await coldBoot(bench, language, Math.ceil(repetitions / 4)));
 }
+add(await destroy(bench, repetitions), await tenthClone(bench), ...await manyAtOnce(repetitions), await manyWithPool(50 * repetitions));
 add(...await version(repetitions), ...await commandLineRun(repetitions));
 add(...await executeBesideEcho(bench, 10 * repetitions), await outputDelay(bench, 3 * repetitions));
 add(...await largeTransfers(bench, Math.ceil(repetitions / 4)), ...await guestMemory(bench, 2));

@@ -233,11 +233,12 @@ class MemoryWatch {
 }
 
 /** Resident memory of this process in MiB, after a collection where the runtime lets us ask for one. */
-function hostMemory(): number {
+export function hostMemory(): number {
   (globalThis as { gc?: () => void }).gc?.();
   return process.memoryUsage().rss / MIB;
 }
 
-function pssOf(pid: number): number {
+/** Proportional set size of a process in MiB. */
+export function pssOf(pid: number): number {
   return Number(/^Pss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1]) / 1024;
 }

@@ -89,6 +89,7 @@ test("memory is held as long as a session lives: what does not fit waits until o
   await second!.close();
   assert.equal((await settled(run, "room")).stdout, "run\n");
   await first!.close();
+  await scheduler.close();
   assert.deepEqual(descendants(), []);
 });
 
