@@ -22,6 +22,7 @@ function bounded(number: z.ZodNumber, min: number, max: number): z.ZodNumber {
 
 const schema = z.strictObject({
   warmPoolSize: integer(0, 1024).default(0),
+  spareVms: integer(0, 16).default(0),
   defaultMemoryMb: integer(MEMORY_MIN_MIB, Number.MAX_SAFE_INTEGER).default(256),
   defaultTimeoutSeconds: number(TIMEOUT_MIN_SECONDS, TIMEOUT_MAX_SECONDS).default(30),
   sessionIdleTimeoutSeconds: integer(10, 3600).default(300),
@@ -44,6 +45,8 @@ const schema = z.strictObject({
 export interface SchedulerConfig {
   /** Ready VMs kept per language, 0-1024. Default 0. */
   readonly warmPoolSize?: number | undefined;
+  /** QEMU processes spawned ahead for templates in use, in all, 0-16: a start then only loads a guest. Default 0. */
+  readonly spareVms?: number | undefined;
   /** Memory of a VM in MB (2^20 bytes), at least 128. Default 256. */
   readonly defaultMemoryMb?: number | undefined;
   /** Seconds the code may run, 1-300, fractions too. Default 30. */

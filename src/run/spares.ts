@@ -10,7 +10,6 @@ import type { Vm } from "../vm/vm.ts";
 const USES_MIN = 2;
 const USE_WINDOW_MS = 60_000;
 const IDLE_MAX_MS = 60_000;
-const SPARES_MAX = 2;
 /** What one takes before it has a guest: QEMU itself (measured: 15 MB). The guest's memory is found for whoever gets it. */
 const SPARE_MIB = 24;
 /** Less than that of a warm VM: another is there in milliseconds. */
@@ -19,6 +18,8 @@ const WORTH = 0;
 /** Where spares come from and go to. */
 export interface SparesParts {
   readonly gate: Gate;
+  /** How many there are at most, one for each template. */
+  readonly size: number;
   /** Processors of the host. A spare is spawned on one that nobody uses. */
   readonly cpus: number;
   readonly log: Logger;
@@ -37,7 +38,7 @@ interface Spare {
   readonly timer: ReturnType<typeof setTimeout>;
 }
 
-/** At most one for each template, two in all. */
+/** At most one for each template. */
 export class Spares {
   readonly #parts: SparesParts;
   /** By the template's key. */
@@ -64,11 +65,11 @@ export class Spares {
 
   /** A VM was started from `template`: when that happens often, a spare is made for the next. */
   used(template: Template): void {
-    const now = performance.now();
+    const { size, closing } = this.#parts, now = performance.now();
     const recent = [...this.#startedAt.get(template.key) ?? [], now].filter((at) => now - at < USE_WINDOW_MS).slice(-USES_MIN);
     this.#startedAt.set(template.key, recent);
-    const isWanted = recent.length >= USES_MIN && !this.#parts.closing.aborted && !this.#spares.has(template.key) &&
-      !this.#making.has(template.key) && this.#making.size < SPARES_MAX;
+    const isWanted = recent.length >= USES_MIN && !closing.aborted && !this.#spares.has(template.key) &&
+      !this.#making.has(template.key) && this.#making.size < size;
     if (isWanted) this.#making.set(template.key, this.#make(template).finally(() => this.#making.delete(template.key)));
   }
 
@@ -83,7 +84,7 @@ export class Spares {
   }
 
   async #make(template: Template): Promise<void> {
-    const { gate, cpus, closing, log, spawn, end } = this.#parts, { key } = template;
+    const { size, gate, cpus, closing, log, spawn, end } = this.#parts, { key } = template;
     try {
       // What was asked for goes first: it has been sent when this turn of the event loop is over.
       await new Promise((resolve) => setImmediate(resolve));
@@ -94,7 +95,7 @@ export class Spares {
       if (!reservation) return;
       // The oldest is of the template that was not used for longest.
       const [oldest] = this.#spares.values();
-      if (oldest && this.#spares.size + this.#making.size > SPARES_MAX) this.#end(oldest);
+      if (oldest && this.#spares.size + this.#making.size > size) this.#end(oldest);
       using room = new DisposableStack();
       room.use(reservation);
       const vm = await spawn(template);

@@ -82,7 +82,12 @@ export class Supply implements MachineSource {
     this.#hooks = hooks;
     this.#templates = new TemplateStore(config.snapshotCacheDir);
     const common = { gate: this.#gate, log: hooks.log, closing: this.#closing.signal, end: (vm: Vm) => this.#release(vm) };
-    this.#spares = new Spares({ ...common, cpus: found.platform.cpus, spawn: (template) => this.#spawnSpare(template) });
+    this.#spares = new Spares({
+      ...common,
+      size: config.spareVms,
+      cpus: found.platform.cpus,
+      spawn: (template) => this.#spawnSpare(template),
+    });
     this.#pool = new WarmPool({
       ...common,
       size: config.warmPoolSize,

@@ -1,11 +1,7 @@
 /** Ahead cases: what a run costs by how far its machine had come before it was asked for, many runs at once, and what machines leave. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { resolveConfig } from "../../src/config/config.ts";
 import { type Language, Scheduler } from "../../src/mod.ts";
 import { qemuPid } from "../../src/qemu/usage.ts";
-import { checkRequest } from "../../src/run/request.ts";
-import { runOnce } from "../../src/run/run_once.ts";
-import { Supply } from "../../src/run/supply.ts";
 import type { Vm } from "../../src/vm/vm.ts";
 import { type Bench, clone, PRINT, silent } from "./cases.ts";
 import { measure, type Measurement, timed } from "./measure.ts";
@@ -17,20 +13,17 @@ const MANY = 20;
 
 /** What a run costs whose QEMU is spawned for it. */
 export async function runFromTemplate(language: Language, count: number): Promise<Measurement> {
-  const config = resolveConfig();
-  await using supply = await Supply.open({ ...config, warmPoolSize: 0 }, { log: silent });
-  const machines = { ...bound(supply), lease: (request: Parameters<Supply["lease"]>[0]) => supply.lease({ ...request, isFresh: true }) };
-  const checked = checkRequest({ code: PRINT[language], language }, { timeoutSeconds: 30, memoryMb: config.defaultMemoryMb });
-  return await measure(`run(print) from a template, ${language}`, { count, warmUps: 3 }, async () => {
-    const calledAt = performance.now();
-    await runOnce(checked, { machines, log: silent, calledAt });
-    return performance.now() - calledAt;
-  });
+  await using scheduler = await Scheduler.open({ warmPoolSize: 0, spareVms: 0 }, { log: silent });
+  return await measure(
+    `run(print) from a template, ${language}`,
+    { count, warmUps: 3 },
+    () => timed(() => scheduler.run({ code: PRINT[language], language })),
+  );
 }
 
 /** The same with a spare QEMU. */
 export async function runFromSpare(language: Language, count: number): Promise<Measurement> {
-  await using scheduler = await Scheduler.open({ warmPoolSize: 0 }, { log: silent });
+  await using scheduler = await Scheduler.open({ warmPoolSize: 0, spareVms: 1 }, { log: silent });
   return await measure(`run(print) from a spare, ${language}`, { count, warmUps: 3 }, async () => {
     await sleep(PAUSE_MS);
     return await timed(() => scheduler.run({ code: PRINT[language], language }));
@@ -110,12 +103,4 @@ async function printed(bench: Bench): Promise<Vm> {
   const vm = await clone(bench, "python");
   await vm.guest.exec({ code: PRINT.python, env: {}, timeoutMs: 10_000 }, { onOutput: () => {} });
   return vm;
-}
-
-function bound(supply: Supply) {
-  return {
-    ready: (signal: AbortSignal) => supply.ready(signal),
-    prepare: (request: Parameters<Supply["prepare"]>[0]) => supply.prepare(request),
-    [Symbol.asyncDispose]: () => supply[Symbol.asyncDispose](),
-  };
 }

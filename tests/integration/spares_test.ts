@@ -22,7 +22,8 @@ let snapshots = "";
 before(() => void (snapshots = mkdtempSync(path.join(os.tmpdir(), "sbx-test-"))));
 after(() => rmSync(snapshots, { recursive: true, force: true }));
 
-const open = (config: SchedulerConfig = {}) => Scheduler.open({ imagesDir: IMAGES, snapshotCacheDir: snapshots, ...config }, { log });
+const open = (config: SchedulerConfig = {}) =>
+  Scheduler.open({ imagesDir: IMAGES, snapshotCacheDir: snapshots, spareVms: 2, ...config }, { log });
 
 /** Uses the shell's template until there is a spare, and gives its QEMU. */
 async function spareOf(scheduler: Scheduler): Promise<number> {
@@ -50,6 +51,14 @@ test("one start makes no spare, a second one does; the next start takes it, and 
   const pid = await spareOf(scheduler);
   assert.ok(await takes(scheduler, pid));
   await eventually("another spare", () => qemuPids().length === 1 && qemuPids()[0] !== pid);
+});
+
+test("nothing is spawned ahead unless it is asked for", options, async () => {
+  await using scheduler = await open({ spareVms: 0 });
+  for (let run = 0; run < 4; run++) assert.equal((await scheduler.run(raw)).stdout, "hi\n");
+  await eventually("the runs' VMs are dead", () => qemuPids().length === 0);
+  await new Promise((resolve) => setTimeout(resolve, 500)); // Five times what a spare takes.
+  assert.deepEqual(qemuPids(), []);
 });
 
 test("a run from a spare is counted from its claim", options, async () => {
@@ -142,7 +151,7 @@ for (const [name, change] of CHANGES) {
   });
 
   test(`a template that is ${name} under a warm pool: a run is right, or is told that its machine died`, options, async () => {
-    await using scheduler = await open({ warmPoolSize: 1 });
+    await using scheduler = await open({ warmPoolSize: 1, spareVms: 0 });
     await scheduler.ready();
     change();
     const result = await scheduler.run(raw).catch((error) => {

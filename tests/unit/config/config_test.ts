@@ -14,6 +14,7 @@ const resolveAny = (config: unknown, env: Record<string, string | undefined> = {
 /** Every field of CONTRACT with the name that its environment variable must have. */
 const ENV_NAMES: Readonly<Record<Field, string>> = {
   warmPoolSize: "EXEC_SANDBOX_WARM_POOL_SIZE",
+  spareVms: "EXEC_SANDBOX_SPARE_VMS",
   defaultMemoryMb: "EXEC_SANDBOX_DEFAULT_MEMORY_MB",
   defaultTimeoutSeconds: "EXEC_SANDBOX_DEFAULT_TIMEOUT_SECONDS",
   sessionIdleTimeoutSeconds: "EXEC_SANDBOX_SESSION_IDLE_TIMEOUT_SECONDS",
@@ -34,6 +35,7 @@ const ENV_NAMES: Readonly<Record<Field, string>> = {
 /** Another acceptable value than the default, for each. */
 const OTHERS: Readonly<Record<Field, number | string | boolean>> = {
   warmPoolSize: 2,
+  spareVms: 1,
   defaultMemoryMb: 512,
   defaultTimeoutSeconds: 60,
   sessionIdleTimeoutSeconds: 20,
@@ -54,6 +56,7 @@ const OTHERS: Readonly<Record<Field, number | string | boolean>> = {
 /** Lowest and highest acceptable value of each number; the highest undefined where CONTRACT has none. */
 const BOUNDS: ReadonlyArray<readonly [Field, number, number | undefined, "whole" | "any"]> = [
   ["warmPoolSize", 0, 1024, "whole"],
+  ["spareVms", 0, 16, "whole"],
   ["defaultMemoryMb", 128, undefined, "whole"],
   ["defaultTimeoutSeconds", 1, 300, "any"],
   ["sessionIdleTimeoutSeconds", 10, 3600, "whole"],
@@ -81,6 +84,7 @@ function refuses(field: string, value: unknown, says: RegExp, env: Record<string
 test("config: the defaults are those of CONTRACT", () => {
   assert.deepEqual(resolveConfig({}, ENV_CACHE), {
     warmPoolSize: 0,
+    spareVms: 0,
     defaultMemoryMb: 256,
     defaultTimeoutSeconds: 30,
     sessionIdleTimeoutSeconds: 300,
