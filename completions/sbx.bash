@@ -65,10 +65,11 @@ _sbx() {
         words="$words bash zsh fish"
         ;;
     "images build")
-        options="-l --language --source --force -q --quiet -h --help -V --version"
+        options="-l --language --source --python-catalog --force -q --quiet -h --help -V --version"
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
         --source) files=1 words= ;;
+        --python-catalog) files=1 words= ;;
         esac
         ;;
     "images list")

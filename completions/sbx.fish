@@ -62,6 +62,7 @@ complete -c sbx -n __sbx_is_first -a images -d 'build, list, verify or remove th
 complete -c sbx -n '__sbx_is images' -a build -d 'build the images from source, and the start templates on top'
 complete -c sbx -n '__sbx_is images build' -s l -l language -x -a 'python javascript raw py js ts sh bash' -d 'build the image of this language alone, repeatable; default: all'
 complete -c sbx -n '__sbx_is images build' -l source -r -F -d 'a checkout of sbx; default: the sources that this program carries'
+complete -c sbx -n '__sbx_is images build' -l python-catalog -r -F -d 'names of the Python packages that may be installed, most used first; default: what Debian packages'
 complete -c sbx -n '__sbx_is images build' -l force -d 'build everything anew, with the newest packages'
 complete -c sbx -n '__sbx_is images build' -s q -l quiet -d 'show no progress'
 complete -c sbx -n '__sbx_is images build' -s h -l help -d 'show this help'

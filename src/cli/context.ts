@@ -83,7 +83,10 @@ export interface FetchRequest {
 }
 
 /** What a build of the images is asked for. */
-export type BuildRequest = Pick<BuildOptions, "sourceDir" | "languages" | "isForced" | "onProgress" | "onWarning" | "signal">;
+export type BuildRequest = Pick<
+  BuildOptions,
+  "sourceDir" | "pythonCatalog" | "languages" | "isForced" | "onProgress" | "onWarning" | "signal"
+>;
 
 /** What commands need of one images directory. Everything rejects with `AssetError` where files are missing or damaged. */
 export interface CliImages {

@@ -22,6 +22,12 @@ const build: Command = {
       help: "build the image of this language alone, repeatable; default: all",
     },
     { long: "source", value: "DIR", completion: "file", help: "a checkout of sbx; default: the sources that this program carries" },
+    {
+      long: "python-catalog",
+      value: "FILE|URL",
+      completion: "file",
+      help: "names of the Python packages that may be installed, most used first; default: what Debian packages",
+    },
     { long: "force", help: "build everything anew, with the newest packages" },
     { long: "quiet", short: "q", help: "show no progress" },
   ],
@@ -66,6 +72,7 @@ async function buildImages(context: CliContext, input: Input): Promise<number> {
   const { imagesDir, seconds } = await installed.build({
     languages: languages.length === 0 ? undefined : languages,
     sourceDir: input.value("source"),
+    pythonCatalog: input.value("python-catalog"),
     isForced: input.has("force"),
     onProgress: progress.update,
     onWarning: (message) => {

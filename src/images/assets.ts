@@ -23,12 +23,12 @@ export const ROOT_IMAGE_NAMES: Readonly<Record<ImageLanguage, string>> = {
 };
 
 /** What a file is for. */
-export type AssetKind = "kernel" | "initrd" | "rootfs" | "qemu" | "firmware" | "jail";
+export type AssetKind = "kernel" | "initrd" | "rootfs" | "qemu" | "firmware" | "jail" | "catalog";
 
 const entry = z.object({
   size: z.number().int().nonnegative(),
   sha256: z.string().regex(/^[0-9a-f]{64}$/),
-  kind: z.enum(["kernel", "initrd", "rootfs", "qemu", "firmware", "jail"]),
+  kind: z.enum(["kernel", "initrd", "rootfs", "qemu", "firmware", "jail", "catalog"]),
   language: z.enum(IMAGE_LANGUAGES).optional(),
   /** Versions a user may ask for, by name. */
   versions: z.record(z.string(), z.string()),
@@ -73,6 +73,8 @@ export interface Assets {
   readonly jail: AssetFile | undefined;
   /** Languages that have a root image here. */
   readonly languages: readonly ImageLanguage[];
+  /** The names of the packages that `language` has; absent where the images were built without. */
+  catalog(language: string): AssetFile | undefined;
   /** The root image of `language`. Throws `AssetError` when there is none. */
   rootImage(language: string): AssetFile;
 }
@@ -109,7 +111,8 @@ export async function openAssets(directory: string, options: { readonly arch?: A
     firmware: needed("firmware", "qboot.rom"),
     qemu: only("qemu"),
     jail: only("jail"),
-    languages: IMAGE_LANGUAGES.filter((language) => files.some((file) => file.language === language)),
+    languages: IMAGE_LANGUAGES.filter((language) => files.some((file) => file.kind === "rootfs" && file.language === language)),
+    catalog: (language) => files.find((file) => file.kind === "catalog" && file.language === language),
     rootImage(language) {
       const file = files.find((candidate) => candidate.kind === "rootfs" && candidate.language === language);
       if (!file) throw assetError(`Cannot find the root image of language "${language}" in ${directory}`);

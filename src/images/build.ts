@@ -19,6 +19,7 @@ import type { OnBuildProgress } from "./progress.ts";
 import { currentSet, publishSet, sweepSets } from "./publish.ts";
 import { findSources } from "./sources.ts";
 import { findEnclosure, runStage, type Stage, type StageResult, type StageRun } from "./stage.ts";
+import { CATALOG_NAMES, catalogsStage } from "./stage_catalogs.ts";
 import { rootfsStage } from "./stage_rootfs.ts";
 import { verifyFile } from "./verify.ts";
 import { firmwareStage, initrdStage, jailStage, kernelStage, qemuStage, type Workshop } from "./stages_machine.ts";
@@ -33,6 +34,8 @@ export interface BuildOptions {
   readonly arch?: Arch | undefined;
   /** A checkout to build from; default: the one this program runs from, or what it carries. */
   readonly sourceDir?: string | undefined;
+  /** File or URL with names of Python packages, most used first; default: the list beside the checkout, else what Debian packages. */
+  readonly pythonCatalog?: string | undefined;
   /** Root images to build; default: all. */
   readonly languages?: readonly ImageLanguage[] | undefined;
   /** Make everything anew, with the packages that the mirror has today. */
@@ -63,6 +66,7 @@ const KINDS: Readonly<Record<string, { kind: AssetKind; language?: ImageLanguage
   "qemu-sbx": { kind: "qemu" },
   "qboot.rom": { kind: "firmware" },
   "sbx-jail": { kind: "jail" },
+  ...Object.fromEntries(Object.entries(CATALOG_NAMES).map(([language, name]) => [name, { kind: "catalog", language }])),
   ...Object.fromEntries(IMAGE_LANGUAGES.map((language) => [ROOT_IMAGE_NAMES[language], { kind: "rootfs", language }])),
 };
 /** Order of the files in the manifest. */
@@ -103,7 +107,11 @@ export async function buildImages(options: BuildOptions): Promise<BuildResult> {
   const lanes = [
     // Compilers fill all cores; the other lane mostly waits for the network and one core.
     lane([initrdStage(shop), jailStage(shop), kernelStage(shop), qemuStage(shop)]),
-    lane([Promise.resolve(firmwareStage(shop)), ...languages.map((language) => rootfsStage(shop, language))]),
+    lane([
+      Promise.resolve(firmwareStage(shop)),
+      catalogsStage(shop, options.pythonCatalog),
+      ...languages.map((language) => rootfsStage(shop, language)),
+    ]),
   ];
   await settleAll(lanes, stop);
   await publisher.finish();

@@ -6,6 +6,7 @@ import type { Arch } from "../host/platform.ts";
 import { assetError } from "./assets.ts";
 
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+const integrity = z.string().startsWith("sha512-");
 const names = z.array(z.string().regex(/^[a-z0-9][a-z0-9+.-]*$/));
 const schema = z.strictObject({
   kernel: z.strictObject({ package: z.string(), suite: z.string() }),
@@ -16,6 +17,10 @@ const schema = z.strictObject({
   }),
   firmware: z.strictObject({ package: z.string(), suite: z.string(), file: z.string() }),
   rootfs: z.strictObject({ suite: z.string(), common: names, python: names, javascript: names, raw: names }),
+  catalogs: z.strictObject({
+    python: z.strictObject({ package: z.string(), suite: z.string() }),
+    javascript: z.strictObject({ package: z.string(), version: z.string(), integrity }),
+  }),
   uv: z.strictObject({
     version: z.string(),
     x86_64: z.strictObject({ platform: z.string(), sha256 }),
@@ -23,8 +28,8 @@ const schema = z.strictObject({
   }),
   bun: z.strictObject({
     version: z.string(),
-    x86_64: z.strictObject({ package: z.string(), integrity: z.string().startsWith("sha512-") }),
-    aarch64: z.strictObject({ package: z.string(), integrity: z.string().startsWith("sha512-") }),
+    x86_64: z.strictObject({ package: z.string(), integrity }),
+    aarch64: z.strictObject({ package: z.string(), integrity }),
   }),
 });
 

@@ -1,5 +1,4 @@
 /** Stages of the root file systems: Debian testing made small, with uv or Bun on top, as EROFS. */
-import { createHash } from "node:crypto";
 import fs from "node:fs/promises";
 import path from "node:path";
 import process from "node:process";
@@ -7,6 +6,7 @@ import { AssetError, messageOf } from "../base/errors.ts";
 import { type ImageLanguage, ROOT_IMAGE_NAMES } from "./assets.ts";
 import { RELEASE_EXPIRED, sourceLine } from "./apt.ts";
 import { requirements, uvWheel } from "./lock.ts";
+import { fetchNpmPackage } from "./npm.ts";
 import { fingerprint } from "./sources.ts";
 import type { Stage, StageContext } from "./stage.ts";
 import { makeVenv, takeRecipe, type Workshop } from "./stages_machine.ts";
@@ -162,15 +162,9 @@ async function fetchUv(shop: Workshop, context: StageContext): Promise<Record<st
 }
 
 async function fetchBun(shop: Workshop, context: StageContext): Promise<Record<string, string>> {
-  const { version } = shop.lock.bun, { package: name, integrity } = shop.lock.bun[shop.arch];
-  await context.exec(["npm", "pack", "--silent", `${name}@${version}`]);
-  const archive = (await fs.readdir(context.work)).find((entry) => entry.endsWith(".tgz"));
-  if (archive === undefined) throw new AssetError(`Cannot fetch ${name}: npm left no archive`);
-  const file = path.join(context.work, archive);
-  const found = `sha512-${createHash("sha512").update(await fs.readFile(file)).digest("base64")}`;
-  if (found !== integrity) throw new AssetError(`Cannot use ${name} ${version}: its hash must be ${integrity}, got ${found}`);
-  await context.exec(["tar", "-xzf", file]);
-  await stash(context, [path.join(context.work, "package/bin/bun")]);
+  const { version } = shop.lock.bun;
+  const content = await fetchNpmPackage(context, { version, ...shop.lock.bun[shop.arch] });
+  await stash(context, [path.join(content, "bin/bun")]);
   return { bun: version };
 }
 

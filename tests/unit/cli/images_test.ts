@@ -108,9 +108,22 @@ test("images remove says what was freed", async () => {
 
 test("images build passes its options on, then bakes what was built", async () => {
   const { world, built, prepared } = installed();
-  const { code, stderr } = await sbx(["images", "build", "-l", "py", "-l", "sh", "--source", "/src", "--force"], world);
+  const { code, stderr } = await sbx([
+    "images",
+    "build",
+    "-l",
+    "py",
+    "-l",
+    "sh",
+    "--source",
+    "/src",
+    "--python-catalog",
+    "/names",
+    "--force",
+  ], world);
   assert.equal(code, 0);
-  assert.deepEqual([built[0]?.languages, built[0]?.sourceDir, built[0]?.isForced], [["python", "raw"], "/src", true]);
+  const { onProgress: _progress, onWarning: _warning, signal: _signal, ...given } = built[0] ?? {};
+  assert.deepEqual(given, { languages: ["python", "raw"], sourceDir: "/src", pythonCatalog: "/names", isForced: true });
   assert.deepEqual(prepared, ["python", "raw", "closed"]);
   assert.equal(stderr, "sbx warning: old\uFFFD mirror\nThe images are ready in /images; building took 12.3 s.\n");
   await sbx(["images", "build"], world);
