@@ -15,7 +15,7 @@ const RANK: Readonly<Record<string, number>> = {
   images: 2,
   admission: 2,
   cache: 2,
-  net: 2,
+  net: 3,
   vm: 3,
   packages: 3,
   testing: 3,
