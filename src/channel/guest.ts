@@ -9,6 +9,7 @@ import {
   RESULT_GRACE_MS,
   STDERR_MAX_BYTES,
   STDOUT_MAX_BYTES,
+  STREAM_CREDIT_BYTES,
 } from "../base/limits.ts";
 import { answerObject, isCount, type JsonObject, parseObject, resultOf, unreadable } from "./answer.ts";
 import type { DisplayData } from "../base/result.ts";
@@ -47,6 +48,16 @@ export interface ExecRequest {
   readonly stdin?: AsyncIterable<Uint8Array> | undefined;
   /** The code is not run: the answer is about it, as JSON in `value`. */
   readonly assist?: "complete" | "is_complete";
+}
+
+/** The guest's network: everything it may do is decided on the host; this only says which parts of it there are. */
+export interface NetworkRequest {
+  /** There is a way out: an address, a default route, a resolver. Without, only ports that the host exposes can be reached. */
+  readonly outbound: boolean;
+  /** The host reaches IPv6 addresses. Default false. */
+  readonly ipv6?: boolean;
+  /** Certificates that the guest trusts besides its own, in PEM; at most 262,144 bytes. Default none. */
+  readonly ca?: Uint8Array;
 }
 
 /** Which cap ended an execution. */
@@ -89,6 +100,7 @@ export class GuestChannel {
   readonly #graces: Graces;
   readonly #interrupts = new Semaphore(1);
   readonly #pings = new Semaphore(1);
+  readonly #networks = new Semaphore(1);
   readonly #announced = Promise.withResolvers<GuestAnnouncement>();
   #acknowledged: PromiseWithResolvers<void> | undefined;
   #awaitedId = "";
@@ -170,6 +182,14 @@ export class GuestChannel {
   /** Interrupts the running execution as Ctrl-C would; false when nothing ran. */
   async interrupt(signal?: AbortSignal): Promise<boolean> {
     return (await this.#call({ method: "interrupt" }, { turns: this.#interrupts, signal }))["interrupted"] === true;
+  }
+
+  /** Sets the guest's network up, or changes it. What is sent after the call finds it as asked for, whether its promise has settled or not. */
+  async network({ outbound, ipv6 = false, ca = new Uint8Array(0) }: NetworkRequest, signal?: AbortSignal): Promise<void> {
+    if (ca.length > STREAM_CREDIT_BYTES) {
+      throw new RangeError(`Cannot set up the network: ca must be at most ${STREAM_CREDIT_BYTES} bytes, got ${ca.length}`);
+    }
+    await this.#call({ method: "net", outbound, caBytes: ca.length, ipv6 }, { turns: this.#networks, signal, body: ca });
   }
 
   /** Resolves when the agent answers. */

@@ -22,6 +22,8 @@ export type Message = { readonly method: string } & Readonly<Record<string, unkn
 export interface CallTurn {
   readonly turns: Semaphore;
   readonly signal?: AbortSignal | undefined;
+  /** Follows the message, at most a stream's first credit of bytes: nothing that is sent later comes before its end. */
+  readonly body?: Uint8Array;
 }
 
 const encoder = new TextEncoder();
@@ -35,11 +37,15 @@ export function environmentBlock(env: Readonly<Record<string, string>>): Uint8Ar
  * The answer to a message that has nothing else, in its turn. A guest that never gives it is lost. After an abort it is told to stop, if it
  * still can; the turn is over with its answer all the same, for until then the stream is one of those that may be open at once.
  */
-export async function callAnswer(mux: Mux, message: Message, { turns, signal }: CallTurn): Promise<Answer> {
+export async function callAnswer(mux: Mux, message: Message, { turns, signal, body }: CallTurn): Promise<Answer> {
   signal?.throwIfAborted();
   const turn = turns.tryAcquire() ?? await turns.acquire(signal);
   if (mux.closed.aborted) turn[Symbol.dispose](); // Opening fails then.
   const stream = mux.open(message);
+  if (body) {
+    void stream.send(body, DATA_FLAG.body);
+    stream.end();
+  }
   const late = () => new CommunicationError(`Cannot ${message.method} in the guest: no answer after ${CALL_TIMEOUT_MS} ms`);
   const timer = setTimeout(() => mux.close(late()), CALL_TIMEOUT_MS);
   const onOver = () => {

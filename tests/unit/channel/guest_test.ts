@@ -274,3 +274,23 @@ test("guest: an exchange moves bytes both ways, and tells what the guest counted
   await assert.rejects(settled(waiting, "the exchange"), reason);
   assert.equal(received.at(-1)?.kind, KIND.cancel);
 });
+
+test("guest: the network's message, certificates and END leave before anything that is sent later", async () => {
+  const { channel, received } = connect((frame, peer) => {
+    if (frame.kind === KIND.end) peer.send(frame.stream, KIND.result, json({}));
+    if (frame.kind === KIND.open && parsed(frame).method === "ping") peer.send(frame.stream, KIND.result, json({}));
+  });
+  const ca = new Uint8Array(STREAM_CREDIT_BYTES).fill(65);
+  const setUp = channel.network({ outbound: true, ipv6: true, ca }), later = channel.ping();
+  await settled(Promise.all([setUp, later]), "both calls");
+  assert.deepEqual(parsed(received[0]), { method: "net", outbound: true, caBytes: ca.length, ipv6: true });
+  const bytes = received.filter(({ kind, stream }) => kind === KIND.data && stream === 1).reduce(
+    (sum, { payload }) => sum + payload.length,
+    0,
+  );
+  assert.equal(bytes, ca.length);
+  assert.deepEqual(received.slice(-2).map(({ kind, stream }) => [kind, stream]), [[KIND.end, 1], [KIND.open, 2]]);
+  await settled(channel.network({ outbound: false }), "a second call");
+  assert.deepEqual(parsed(received.find(({ stream }) => stream === 3)), { method: "net", outbound: false, caBytes: 0, ipv6: false });
+  await assert.rejects(channel.network({ outbound: true, ca: new Uint8Array(STREAM_CREDIT_BYTES + 1) }), RangeError);
+});
