@@ -219,6 +219,8 @@ test("values and display data are results, and events of a stream in their place
   assert.match(big.stderr, /cannot show an object: it has 9437\d+ bytes, the limit is 8388608 bytes/);
   assert.equal(await valueOf(session, "display"), "[Function: display]");
   assert.equal((await valueOf(session, "'é'.repeat(40_000)"))?.endsWith("é…"), true);
+  // Shown whole it would take the memory that there is.
+  assert.equal((await valueOf(session, "'x'.repeat(100_000_000)"))?.endsWith("x…"), true);
 });
 
 test("complete and isComplete answer between executions, and change nothing", async () => {

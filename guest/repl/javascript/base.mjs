@@ -90,7 +90,8 @@ const wait = Atomics.wait;
 const ELEMENT = Symbol.for("react.transitional.element");
 const FRAGMENT = Symbol.for("react.fragment");
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
-const { Uint8Array: Bytes, TypeError, BuildMessage, process: host, Bun: bun } = globalThis;
+const root = globalThis;
+const { Uint8Array: Bytes, TypeError, BuildMessage, process: host, Bun: bun } = root;
 const environment = process.env;
 
 /** Writes everything, also to a pipe that a child process has made non-blocking. */

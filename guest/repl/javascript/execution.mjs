@@ -9,7 +9,7 @@ const builtins = create(null);
 
 /** Makes one top-level name of the running module visible to later executions. */
 function publish(name, constant, access) {
-  const before = getOwnPropertyDescriptor(globalThis, name);
+  const before = getOwnPropertyDescriptor(root, name);
   if (before?.configurable === false) return;
   if (before !== undefined && !(name in builtins)) builtins[name] = before.get?.mark === mark ? undefined : before;
   const builtin = builtins[name];
@@ -29,7 +29,7 @@ function publish(name, constant, access) {
     }
     : (value) => access(name, true, value);
   running.published[running.published.length] = { name, before, access };
-  defineProperty(globalThis, name, { __proto__: null, configurable: true, enumerable: true, get, set });
+  defineProperty(root, name, { __proto__: null, configurable: true, enumerable: true, get, set });
   declared++;
 }
 const mark = {};
@@ -41,8 +41,8 @@ function takeBackUninitialised({ published }) {
     try {
       access(name);
     } catch {
-      if (before === undefined) delete globalThis[name];
-      else defineProperty(globalThis, name, { __proto__: null, ...before });
+      if (before === undefined) delete root[name];
+      else defineProperty(root, name, { __proto__: null, ...before });
     }
   }
 }
@@ -59,8 +59,9 @@ hooks.link = (access) => {
   for (let index = 0; index < constant.length; index++) publish(constant[index], true, access);
   for (let index = 0; index < variable.length; index++) publish(variable[index], false, access);
 };
+for (const name of ["start", "link"]) defineProperty(hooks, name, { __proto__: null, writable: false, configurable: false });
 hooks.value = undefined;
-defineProperty(globalThis, "$$sbx", { __proto__: null, value: hooks });
+defineProperty(root, "$$sbx", { __proto__: null, value: hooks });
 const starter = new Script("$$sbx.start()", { filename: OUR_FILE });
 const UNARMED = { __proto__: null, displayErrors: false };
 const ARMED = { __proto__: null, displayErrors: false, breakOnSigint: true };

@@ -57,8 +57,10 @@ function describeError(error, depth = 0) {
     const match = position && exec(/<input (\d+)>$/, position.file);
     const name = match ? match[1] : running?.number;
     const unit = sources[name];
+    // Bun points at the `export` of ours that makes the code a module.
+    const isElsewhere = startsWith(message, "Top-level return");
     const own = position && unit && (match || position.file === "" || position.file === "input.tsx");
-    const place = own ? excerpt(name, unit.source, position.line, position.column) : position ? `${position.file}:${position.line}\n` : "";
+    const place = isElsewhere ? "" : own ? excerpt(name, unit.source, position.line, position.column) : position ? `${position.file}:${position.line}\n` : "";
     return `${place}SyntaxError: ${message}\n`;
   }
   if (!isNativeError(error)) {

@@ -130,7 +130,7 @@ for (
 ) delete environment[name];
 const exported = {};
 for (const [name, value] of [["module", { exports: exported }], ["exports", exported]]) {
-  defineProperty(globalThis, name, { __proto__: null, configurable: true, writable: true, value });
+  defineProperty(root, name, { __proto__: null, configurable: true, writable: true, value });
 }
 Bun.plugin({ name: "sbx", setup: (builder) => build = builder });
 const addModule = build.module.bind(build);
@@ -151,7 +151,7 @@ function endWarmUp(execution) {
   then(warm.read(), undefined, () => {});
   warm.releaseLock();
   delete requireCache[execution.path];
-  delete globalThis.warm;
+  delete root.warm;
   delete sources[1];
   running = null;
   count = declared = 0;

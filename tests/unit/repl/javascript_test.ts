@@ -95,6 +95,12 @@ testBun("a long value is cut at 32 KiB, between characters", async (repl) => {
   assert.equal(await repl.value("({ [Bun.inspect.custom]() { throw 1 } })"), "<value that cannot be shown>");
 });
 
+testBun("of a huge string only what is shown is looked at", async (repl) => {
+  await repl.exec("const inspected = []; const { inspect } = Bun; const text = 'x'.repeat(200_000_000)");
+  const value = await repl.value("text") ?? "";
+  assert.ok(value.length < 32_768 && value.startsWith('"xxx') && value.endsWith("x…"), value.slice(-5));
+});
+
 testBun("what has very many members is told by their number", async (repl) => {
   const entries = "Array.from({ length: 20_000 }, (_, i) => [i, i])";
   assert.equal(await repl.value(`new Map(${entries})`), "Map(20000) { … }");
@@ -102,6 +108,19 @@ testBun("what has very many members is told by their number", async (repl) => {
   assert.equal(await repl.value(`Object.fromEntries(${entries})`), "{ … 20000 properties }");
   assert.match(await repl.value(entries) ?? "", /^\[\n {2}\[ 0, 0 \],/);
   assert.equal(await repl.value("new Map([[1, 2]])"), "Map(1) {\n  1: 2,\n}");
+});
+
+testBun("what the REPL itself is reached by can be neither hidden nor replaced", async (repl) => {
+  await repl.exec("let globalThis = 2");
+  assert.equal(await repl.value("class Own { kept = 3 }; new Own().kept"), "3");
+  await expectExec(repl, "$$sbx.link = null", { exitCode: 1 });
+  await expectExec(repl, "delete $$sbx.start", { exitCode: 1 });
+  assert.equal(await repl.value("const after = 4; after + new Own().kept"), "7");
+});
+
+testBun("a return outside of functions is refused, without a line that is not the user's", async (repl) => {
+  const { exitCode, stderr } = await repl.exec("const a = 1;\nreturn a");
+  assert.deepEqual([exitCode, stderr], [1, "SyntaxError: Top-level return cannot be used inside an ECMAScript module\n"]);
 });
 
 testBun("names that the REPL uses itself, and variables within blocks, last as any other", async (repl) => {
