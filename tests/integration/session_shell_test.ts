@@ -89,7 +89,14 @@ testShell("set -x traces the code and nothing of ours", async (session) => {
   const { stderr, stdout } = await session.exec('set -x\necho "a b"');
   assert.deepEqual([stderr, stdout], ["++ echo 'a b'\n", "a b\n"]);
   const next = await session.exec("set +x");
-  assert.deepEqual([next.stderr, next.stdout], ["+ eval 'set +x'\n++ set +x\n", ""]);
+  assert.deepEqual([next.stderr, next.stdout], ["+ builtin eval 'set +x'\n++ set +x\n", ""]);
+});
+
+testShell("functions named as the builtins that run the code hide them from the code alone", async (session) => {
+  await shown(session, "eval() { echo mine; }; read() { :; }; unset() { :; }; printf() { :; }; kept=1");
+  assert.equal(await shown(session, "eval x; echo $kept"), "mine\n1\n");
+  assert.equal((await session.exec("exit 3")).exitCode, 3);
+  assert.equal(await shown(session, "builtin unset -f eval unset; eval 'echo $kept'; type -t read"), "1\nfunction\n");
 });
 
 testShell("heredocs, subshells, process and command substitutions, pipes", async (session) => {

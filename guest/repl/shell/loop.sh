@@ -25,9 +25,9 @@ while {
   esac;
 } &>/dev/null; do
   if { builtin unset -v __sbx_idle ${__sbx_file+!} && : bash; } &>/dev/null; then
-    eval "$(</run/sbx/code)";
+    builtin eval "$(</run/sbx/code)";
   else
-    eval "$(<"$__sbx_file")${|{ . /run/sbx/status.sh bash || return; } &>/dev/null;}";
+    builtin eval "$(<"$__sbx_file")${|{ . /run/sbx/status.sh bash || return; } &>/dev/null;}";
   fi;
 done;
 exit
