@@ -262,9 +262,9 @@ class Repl:
             self.on_interrupt.__call__ = default_int_handler
             if self.noted:
                 raise KeyboardInterrupt
-            value = self.namespace.evaluate(source)
-            if value is not None:
-                value = self.show(value)
+            box = [self.namespace.evaluate(source)]
+            if box[0] is not None:
+                value = self.show(box)
             self.on_interrupt.__call__ = self.note
         except BaseException as caught:
             self.on_interrupt.__call__ = self.note
@@ -294,10 +294,16 @@ class Repl:
         close(fifo)
         self.send_message(HAS_STDIN, b"")
 
-    def show(self, value):
-        """The text of a value; what else it offers is sent as display data."""
-        if type(value) not in PLAIN_TYPES and is_rich(value):
-            part("display")["display"]((value,), {})
+    def show(self, box):
+        """The text of the value that a list holds; what else it offers is sent as display data."""
+        value = box[0]
+        kind = type(value)
+        if kind not in PLAIN_TYPES:
+            if kind is COROUTINE:
+                value = None
+                return self.namespace.let_go(box)
+            if is_rich(value):
+                part("display")["display"]((value,), {})
         return describe(value)
 
     def finish(self, environment, error, value, code):

@@ -51,6 +51,16 @@ for (
   testPython(`the value of ${JSON.stringify(code)} is ${value}`, async (repl) => assert.equal(await repl.value(code), value));
 }
 
+testPython("a coroutine that was forgotten is told of at the user's line", async (repl) => {
+  await repl.exec("async def work(): return 1");
+  const got = await repl.exec("x = 1\nwork()\n");
+  assert.match(got.value ?? "", /^<coroutine object work at 0x/);
+  assert.match(got.stderr, /^<input 2>:2: RuntimeWarning: coroutine 'work' was never awaited\n {2}work\(\)\n/);
+  assert.doesNotMatch(got.stderr, /python(_session)?\.py/);
+  assert.match((await repl.exec("kept = work(); kept")).value ?? "", /^<coroutine/);
+  assert.equal(await repl.value("await kept"), "1", "one that is still held is not closed");
+});
+
 testPython("a long value is cut at 32 KiB, between characters", async (repl) => {
   const value = await repl.value("'é' * 100_000") ?? "";
   assert.ok(Buffer.byteLength(value) <= 32_768 && value.endsWith("é…"), value.slice(-5));
