@@ -7,7 +7,7 @@ import { Progress } from "./progress.ts";
 import { type Block, blocksOf, leaving } from "./repl_blocks.ts";
 import { runCommand } from "./repl_commands.ts";
 import type { Display } from "./repl_display.ts";
-import { exitCodeOfOutcome, note, reportOutcome, runBlock } from "./repl_run.ts";
+import { exitCodeOfOutcome, note, reportOutcome, runBlock, typedCode } from "./repl_run.ts";
 import type { ReplVm } from "./repl_vm.ts";
 import { type Outcome, outcomeJson, partialResult } from "./result_json.ts";
 
@@ -107,9 +107,10 @@ class Piped {
 
 async function collect(
   session: CliSession,
-  code: string,
+  text: string,
   { signal, timeoutSeconds }: { readonly signal: AbortSignal; readonly timeoutSeconds: number | undefined },
 ): Promise<Outcome> {
+  const code = await typedCode(session, text, signal);
   try {
     for await (const event of session.stream(code, { signal, ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }) })) {
       if (event.type === "result") return { result: event.result };

@@ -39,17 +39,32 @@ export interface BlockOptions extends Shown {
   readonly isRestored?: boolean;
 }
 
-/** Runs `code` and shows what it shows, its value last. A failure is an outcome too. */
-export async function runBlock(session: CliSession, code: string, options: BlockOptions): Promise<Outcome> {
+/** What may be an object of JavaScript, or a block of statements. */
+const BRACES = /^\s*\{[^]*\}\s*$/;
+
+/**
+ * What is to run when `text` was typed: `{ a: 1 }` is an object where it can be one, as at every prompt of JavaScript, though at the start
+ * of a statement a program means a block.
+ */
+export async function typedCode(session: CliSession, text: string, signal: AbortSignal): Promise<string> {
+  if (session.language !== "javascript" || !BRACES.test(text)) return text;
+  const object = `(${text}\n)`;
+  const { state } = await session.isComplete(object, { signal }).catch(() => ({ state: "invalid" })); // Whoever runs it learns why.
+  return state === "complete" ? object : text;
+}
+
+/** Runs what was typed and shows what it shows, its value last. A failure is an outcome too. */
+export async function runBlock(session: CliSession, text: string, options: BlockOptions): Promise<Outcome> {
   const { stdout, stderr, display, signal, timeoutSeconds } = options, modes = options.isRestored ? new Modes() : undefined;
   let result: ExecutionResult | undefined;
   const texts = new Set<string>();
+  const code = await typedCode(session, text, signal);
   try {
     for await (const event of session.stream(code, { signal, ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }) })) {
       if (event.type === "result") result = event.result;
       else if (event.type === "display") {
-        const text = await display.show(event.data);
-        if (text !== undefined) texts.add(text);
+        const shown = await display.show(event.data);
+        if (shown !== undefined) texts.add(shown);
       } else write(event.text, options[event.type], modes);
     }
   } catch (error) {

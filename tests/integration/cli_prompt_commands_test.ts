@@ -53,6 +53,15 @@ testTerminal("colours: the prompt, code as it is typed, values and our own words
   await repl.leave();
 });
 
+testTerminal("JavaScript: braces are an object where they can be one, and a block where not", async (t) => {
+  await using repl = await prompt({ directory: temporaryDirectory(t), args: ["-q", "-l", "js"] });
+  await repl.line("{ a: 1, b: [2] }", /\n\{\n {2}a: 1,\n {2}b: \[ 2 \],\n\}\njs>$/);
+  await repl.line("{ let a = 3; console.log(a) }", /\n3\njs>$/);
+  await repl.line("{}", /\{\}\n\{\}\njs>$/);
+  await repl.line("{ a: missing }", /ReferenceError: missing is not defined\n[^\n]*\njs>$/);
+  await repl.leave();
+});
+
 testTerminal(":help, :processes and :quit do what the help says of them", async (t) => {
   const directory = temporaryDirectory(t);
   {
