@@ -421,7 +421,7 @@ fn ends() {
         (|host| host.send(host.last_stream, Kind::Open, br#"{"method":"ping"}"#), "used stream"),
         (|host| host.send(host.last_stream + 1, Kind::Open, b"{"), "bad JSON"),
         (|host| host.send(0, Kind::Hello, b"{}"), "HELLO without"),
-        (|host| host.send(1, Kind::Result, b"{}"), "only the guest"),
+        (|host| host.send(1, Kind::Result, b"{}"), "never comes from the host"),
         (
             |host| {
                 host.open(&json!({ "method": "poweroff" }));
