@@ -5,7 +5,7 @@ import { qemuPid } from "../../src/qemu/usage.ts";
 import type { Vm } from "../../src/vm/vm.ts";
 import { type Bench, clone, PRINT, silent } from "./cases.ts";
 import { measure, type Measurement, timed } from "./measure.ts";
-import { hostMemory, pssOf } from "./session_cases.ts";
+import { hostMemory, ussOf } from "./session_cases.ts";
 
 /** Long enough for a spare to be there, and for what the run before left to be gone. */
 const PAUSE_MS = 100;
@@ -51,22 +51,14 @@ export async function destroy(bench: Bench, count: number): Promise<Measurement>
   });
 }
 
-/** What all clones together take more when there is a tenth. */
+/** What the tenth of ten clones has for itself alone, which is what its end gives back: what it shares with the others they would still have. */
 export async function tenthClone(bench: Bench): Promise<Measurement> {
   await using vms = new AsyncDisposableStack();
-  const pids: number[] = [];
-  const add = async () => {
-    const vm = vms.use(await printed(bench));
-    pids.push(qemuPid(vm.child.pid) ?? vm.child.pid);
-  };
-  const total = async () => {
-    await sleep(3000); // Idle, not just started.
-    return pids.reduce((sum, pid) => sum + pssOf(pid), 0);
-  };
-  for (let number = 1; number < 10; number++) await add();
-  const nine = await total();
-  await add();
-  return { name: "memory (PSS) that a tenth clone adds", unit: "MB", samples: [await total() - nine] };
+  let last: Vm | undefined;
+  for (let number = 1; number <= 10; number++) last = vms.use(await printed(bench));
+  await sleep(3000); // Idle, not just started.
+  const pid = last && (qemuPid(last.child.pid) ?? last.child.pid);
+  return { name: "memory (USS) that a tenth clone adds", unit: "MB", samples: [pid === undefined ? NaN : ussOf(pid)] };
 }
 
 /** Many runs at once, and as many times the processor time of one. */
