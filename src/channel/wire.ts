@@ -94,7 +94,7 @@ export class FrameDecoder {
       }
     }
     // A copy, so that a small rest does not keep a large chunk alive.
-    if (bytes.length > 0) this.#headPart = bytes.slice();
+    if (bytes.length > 0) this.#headPart = new Uint8Array(bytes);
     return frames;
   }
 
@@ -125,7 +125,8 @@ export class FrameDecoder {
 
 /** The same bytes in a buffer that is theirs alone: large payloads mostly came in one. */
 export function owned(bytes: Uint8Array): Uint8Array {
-  return bytes.buffer.byteLength === bytes.length ? bytes : bytes.slice();
+  // Not slice(): a Buffer's is a view.
+  return bytes.buffer.byteLength === bytes.length ? bytes : new Uint8Array(bytes);
 }
 
 interface Head extends Omit<Frame, "payload"> {

@@ -59,7 +59,7 @@ export function parseQuery(message: Uint8Array): Query {
     id,
     name: name.text,
     type,
-    section: message.slice(HEADER_BYTES, end),
+    section: new Uint8Array(message.subarray(HEADER_BYTES, end)),
     isRecursionDesired: (flags & 0x100) !== 0,
     udpBytes: Math.max(PLAIN_UDP_MAX_BYTES, options.udpBytes),
     hasEdns: options.udpBytes > 0,

@@ -119,7 +119,7 @@ export class HttpInspector implements Inspector {
 
   push(bytes: Uint8Array): Step {
     if (this.#state.at === "open") return { forward: [bytes] };
-    this.#held = this.#held.length === 0 ? bytes.slice() : concat(this.#held, bytes);
+    this.#held = this.#held.length === 0 ? new Uint8Array(bytes) : concat(this.#held, bytes);
     return this.#run();
   }
 

@@ -77,7 +77,7 @@ export class TlsInspector implements Inspector {
 
   push(bytes: Uint8Array): Step {
     if (this.#state === "open") return { forward: [bytes] };
-    this.#held = this.#held.length === 0 ? bytes.slice() : concat(this.#held, bytes);
+    this.#held = this.#held.length === 0 ? new Uint8Array(bytes) : concat(this.#held, bytes);
     const forward: Uint8Array[] = [];
     while (this.#held.length > 0) {
       const step = this.#state === "hello" ? this.#readHello() : this.#readBetween();
