@@ -124,6 +124,10 @@ impl Process {
         matches!(self.state, State::Starting(_) | State::Running)
     }
 
+    pub fn is_starting(&self) -> bool {
+        matches!(self.state, State::Starting(_))
+    }
+
     pub fn is_ended(&self) -> bool {
         matches!(self.state, State::Ended(_))
     }

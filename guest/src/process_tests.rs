@@ -113,6 +113,7 @@ pub fn processes() {
     bounds();
     terminals();
     clones();
+    holds();
     bodies_that_break_off();
 }
 
@@ -374,16 +375,60 @@ fn clones() {
     let mut host = Host::greeted();
     let kept = host.spawn(&sh("read line; echo $line"), json!({ "background": true, "stdin": true }));
     let id = host.started(kept);
-    let dropped = host.spawn(&["sleep", "1000"], json!({}));
-    host.started(dropped);
+    let other = host.spawn(&["sleep", "1000"], json!({}));
+    host.started(other);
     host.open(&json!({ "method": "spawn", "envBytes": 0, "argvBytes": 5, "cwd": "/", "stdin": false, "pty": null, "background": false }));
     host.hello("vm-2", 0);
     host.last_stream = 0;
-    host.eventually("one is left", |host| host.list().len() == 1);
-    assert_eq!((host.list()[0]["id"].as_u64(), &host.list()[0]["attached"]), (Some(id), &json!(false)));
+    let list = host.list();
+    assert_eq!((list.len(), list[0]["id"].as_u64()), (2, Some(id)));
+    assert!(list.iter().all(|process| process["attached"] == false && process["exitCode"].is_null()), "{list:?}");
     let stream = host.attach(id);
     host.send(stream, Kind::Data, b"still here\n");
     assert_eq!(host.seen(stream).out(), "still here\n");
+}
+
+/// A copy is made of a machine whose processes run: what they write meanwhile comes after the next HELLO, and once.
+fn holds() {
+    for id in ["vm-1", "vm-2"] {
+        let mut host = Host::greeted();
+        let path = format!("{}/written", host.home.home());
+        let code = format!("read line; echo held; : > {path}; read line; echo $line");
+        let stream = host.spawn(&sh(&code), json!({ "background": true, "stdin": true }));
+        let process = host.started(stream);
+        // Both in one turn: the answer comes before what the process then writes.
+        host.last_stream += 1;
+        let hold = host.last_stream;
+        let open = json!({ "method": "quiesce", "hold": true }).to_string();
+        host.send_at_once(&[(stream, Kind::Data, b"go\n"), (hold, Kind::Open, open.as_bytes())]);
+        let (answered, kind, _, payload) = host.frame();
+        assert_eq!((answered, kind, payload.as_slice()), (hold, Kind::Result, &br#"{"held":true}"#[..]));
+        host.eventually("it has written", |_| std::path::Path::new(&path).exists());
+        assert!(host.is_silent());
+        host.hello(id, 0);
+        let stream = match id {
+            "vm-1" => stream,
+            _ => {
+                host.last_stream = 0;
+                let stream = host.attach(process);
+                host.started(stream);
+                stream
+            }
+        };
+        host.send(stream, Kind::Data, b"over\n");
+        assert_eq!(host.seen(stream).out(), "held\nover\n");
+    }
+    let mut host = Host::greeted();
+    let open = json!({ "method": "spawn", "envBytes": 0, "argvBytes": 5, "cwd": "/", "stdin": false, "pty": null, "background": false });
+    let stream = host.open(&open);
+    assert_eq!(host.asked(json!({ "method": "quiesce", "hold": true }))["code"], "busy");
+    assert_eq!(host.asked(json!({ "method": "quiesce", "hold": 1 }))["code"], "busy");
+    host.send(stream, Kind::Cancel, b"");
+    assert_eq!(host.seen(stream).exit_code(), &Value::Null);
+    assert_eq!(host.asked(json!({ "method": "quiesce", "hold": 1 }))["code"], "bad_request");
+    assert_eq!(host.asked(json!({ "method": "quiesce", "hold": true }))["held"], true);
+    host.open(&json!({ "method": "ping" }));
+    assert!(host.end().contains("held"));
 }
 
 fn bodies_that_break_off() {

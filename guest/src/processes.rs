@@ -212,15 +212,16 @@ impl Processes {
         open["id"].as_u64().is_some_and(|id| (1..=u64::from(self.last_id)).contains(&id))
     }
 
-    /// The host is another: background processes go on.
-    pub fn forget_streams(&mut self, now_us: u64) {
+    /// A program is on its way from the host, or between fork and exec.
+    pub fn is_starting(&self) -> bool {
+        !self.pending.is_empty() || self.list.iter().any(Process::is_starting)
+    }
+
+    /// The machine is a copy: what somebody was attached to goes on unattended.
+    pub fn forget_streams(&mut self) {
         self.pending.clear();
         for process in &mut self.list {
             process.let_go();
-            if !process.is_background {
-                process.kill();
-                process.kill_at_us = Some(now_us);
-            }
         }
     }
 }

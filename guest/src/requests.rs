@@ -31,6 +31,9 @@ impl Server {
             None if frame.kind == Kind::Hello => {}
             None => return protocol("a frame before HELLO"),
         }
+        if self.is_held && frame.kind != Kind::Hello {
+            return protocol("a frame while the machine is held");
+        }
         match frame.kind {
             Kind::Hello => self.on_hello(frame.payload, now_us),
             Kind::Open => self.on_open(frame, now_us),
@@ -67,7 +70,8 @@ impl Server {
         if protocol_version != limits::PROTOCOL_VERSION {
             return protocol("HELLO of another protocol version");
         }
-        if self.host.as_ref().is_some_and(|host| host.id != id) {
+        let is_copy = self.host.as_ref().is_some_and(|host| host.id != id);
+        if is_copy {
             self.forget_streams(now_us);
         }
         // Tests run on somebody's machine, whose clock is none of ours.
@@ -76,6 +80,10 @@ impl Server {
             if let Err(error) = self.reseed_kernel(&entropy) {
                 self.log(&format!("cannot reseed the kernel: {error}"));
             }
+        }
+        if std::mem::take(&mut self.is_held) && is_copy {
+            // The user's processes ran on while the machine was saved: their marks are those of now. None of them runs before the agent waits.
+            self.fork_marks = ForkMarks::find();
         }
         self.fork_marks.clear();
         self.coalesce_us = if is_clock_fine() { COALESCE_US } else { 0 };
@@ -104,7 +112,7 @@ impl Server {
         self.files.forget();
         self.release_input();
         self.outputs.displays.clear();
-        self.processes.forget_streams(now_us);
+        self.processes.forget_streams();
         if let Some(execution) = self.execution.take() {
             if execution.is_running() {
                 self.repl.kill(now_us);
@@ -125,7 +133,7 @@ impl Server {
                 Err(refusal) => Err(refusal),
             },
             Some("interrupt") => Ok(json!({ "interrupted": self.interrupt(now_us) })),
-            Some("quiesce") => self.quiesce(),
+            Some("quiesce") => self.quiesce(&open),
             Some(method @ ("spawn" | "attach" | "process_list" | "process_signal" | "process_resize")) => {
                 match self.open_process(stream, method, &open) {
                     Some(answer) => answer,
@@ -185,15 +193,24 @@ impl Server {
         }
     }
 
-    fn quiesce(&mut self) -> Result<Value, Refusal> {
-        if self.execution.is_some() || self.repl.state != State::Ready || !self.files.is_idle() {
-            return Err(Refusal::new(Code::Busy, "Cannot quiesce: an execution or a transfer is running"));
+    fn quiesce(&mut self, open: &Value) -> Result<Value, Refusal> {
+        if self.execution.is_some() || self.repl.state != State::Ready || !self.files.is_idle() || self.processes.is_starting() {
+            return Err(Refusal::new(Code::Busy, "Cannot quiesce: an execution, a transfer or a start is under way"));
         }
+        let is_held = match &open["hold"] {
+            Value::Null => false,
+            value => value.as_bool().ok_or_else(|| Refusal::bad_request("Cannot quiesce: hold must be true or false"))?,
+        };
         if let Some(host) = &mut self.host {
             host.silence_us = 0;
         }
         self.body.release();
         self.channel.trim();
+        if is_held {
+            self.is_held = true;
+            self.fork_marks = ForkMarks::default();
+            return Ok(json!({ "held": true }));
+        }
         self.fork_marks = ForkMarks::find();
         Ok(json!({}))
     }

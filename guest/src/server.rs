@@ -62,6 +62,8 @@ pub struct Server {
     pub(crate) is_reseed_due: bool,
     /// Found by `quiesce`, cleared by the next HELLO.
     pub(crate) fork_marks: ForkMarks,
+    /// The machine is being saved while the user's processes run: nothing is sent until the next HELLO.
+    pub(crate) is_held: bool,
     /// /dev/urandom, from the first HELLO on.
     pub(crate) random: Option<OwnedFd>,
     pub(crate) last_execution_id: u32,
@@ -102,6 +104,7 @@ impl Server {
             is_loss_unreported: false,
             is_reseed_due: false,
             fork_marks: ForkMarks::default(),
+            is_held: false,
             random: None,
             last_execution_id: 0,
             failed_starts: 0,
@@ -119,6 +122,9 @@ impl Server {
     }
 
     fn turn(&mut self) -> Result<(), Fatal> {
+        if self.is_held {
+            return self.held_turn();
+        }
         let now_us = now_us();
         self.on_time(now_us)?;
         if self.is_flush_due(now_us) {
@@ -153,12 +159,27 @@ impl Server {
         if events.port {
             self.on_port(now_us)?;
         }
+        if self.is_held {
+            return Ok(());
+        }
         // Room in the backlog or new credit may let display data and a drain go on.
         self.send_displays(now_us)?;
         self.settle_processes(now_us);
         self.drain(now_us)?;
         self.pump_files(now_us);
         Ok(())
+    }
+
+    /// Sends what was said before, then listens to the host alone: whatever else happens is looked at after its HELLO.
+    fn held_turn(&mut self) -> Result<(), Fatal> {
+        self.channel.flush()?;
+        let mut events = PollFlags::IN;
+        events.set(PollFlags::OUT, self.channel.is_blocked());
+        match rustix::event::poll(&mut [PollFd::new(&self.channel.port, events)], None) {
+            Ok(_) => self.on_port(now_us()),
+            Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error).action("wait"),
+        }
     }
 
     /// The acknowledgement of HELLO alone is no reason to wake the host while an execution may answer any moment.

@@ -131,9 +131,15 @@ impl Host {
     }
 
     fn send(&mut self, stream: u32, kind: Kind, payload: &[u8]) {
+        self.send_at_once(&[(stream, kind, payload)]);
+    }
+
+    fn send_at_once(&mut self, frames: &[(u32, Kind, &[u8])]) {
         let mut bytes = Vec::new();
-        wire::put_header(&mut bytes, stream, kind, 0, payload.len());
-        bytes.extend_from_slice(payload);
+        for (stream, kind, payload) in frames {
+            wire::put_header(&mut bytes, *stream, *kind, 0, payload.len());
+            bytes.extend_from_slice(payload);
+        }
         self.socket.write_all(&bytes).expect("sent");
     }
 
@@ -152,6 +158,14 @@ impl Host {
             assert!(bytes > 0, "the server has gone");
             self.buffer.extend_from_slice(&chunk[..bytes]);
         }
+    }
+
+    /// Nothing more has come from the server.
+    fn is_silent(&mut self) -> bool {
+        self.socket.set_nonblocking(true).expect("non-blocking");
+        let bytes = self.socket.read(&mut [0; 64]);
+        self.socket.set_nonblocking(false).expect("blocking");
+        self.buffer.is_empty() && bytes.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 
     fn hello(&mut self, id: &str, silence_ms: u64) {

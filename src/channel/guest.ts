@@ -1,7 +1,7 @@
 /** Guest: the agent's methods as typed calls; everything it says is checked before it is believed. */
 import type { Duplex } from "node:stream";
 import { abortable, Deadline, Semaphore } from "../base/async.ts";
-import { CommunicationError, OutcomeUnknownError, shown } from "../base/errors.ts";
+import { CommunicationError, GuestAgentError, OutcomeUnknownError, shown } from "../base/errors.ts";
 import {
   CANCEL_GRACE_MS,
   GUEST_KILL_GRACE_MS,
@@ -21,6 +21,7 @@ import { BodySource, callAnswer, type CallTurn, environmentBlock, type Graces, t
 import { concat, DATA_FLAG, WireError } from "./wire.ts";
 
 const encoder = new TextEncoder();
+const HOLD_HINT = { retry: "never", hint: "Build or download the images of this version: `sbx images build`, `sbx prefetch`." } as const;
 
 /** What the agent says of itself once it has booted. */
 export interface GuestAnnouncement {
@@ -224,9 +225,32 @@ export class GuestChannel {
     await this.#call({ method: "quiesce" }, { turns: this.#pings, signal });
   }
 
-  /** Stops speaking. The machine itself is its owner's. */
-  close(): void {
-    this.#mux.close();
+  /**
+   * Makes the guest fall silent so that the machine can be saved while its processes run: neither side sends anything until `resume`, and the
+   * output of processes stays in their pipes. No execution and no transfer may be under way. Throws `GuestAgentError` when the guest is not ready for it.
+   */
+  async hold(): Promise<void> {
+    const message = { method: "quiesce", hold: true };
+    const answering = callAnswer(this.#mux, message, { turns: new Semaphore(1) });
+    this.#mux.hold();
+    try {
+      const answer = answerObject(resultOf(await answering, "save the machine"));
+      // An agent from before there was such a thing has sent its answer and goes on sending.
+      if (answer["held"] !== true) throw new GuestAgentError("Cannot save the machine: its agent is older than this program", HOLD_HINT);
+    } catch (error) {
+      this.#mux.unhold();
+      throw error;
+    }
+  }
+
+  /** After `hold`: both sides go on, with everything that waited. The guest's clock is set and its generators are renewed. */
+  async resume(entropy: Uint8Array): Promise<void> {
+    await this.hello({ id: this.#awaitedId, entropy, silenceMs: 0 });
+  }
+
+  /** Stops speaking; what waits for the guest ends with `reason`. The machine itself is its owner's. */
+  close(reason?: CommunicationError): void {
+    this.#mux.close(reason);
   }
 
   async #call(message: Message, turn: CallTurn): Promise<JsonObject> {

@@ -26,6 +26,7 @@ export class Mux {
   readonly #closed = new AbortController();
   readonly #onHello: (payload: Uint8Array) => void;
   #outgoing: Uint8Array[] = [];
+  #isHeld = false;
   #nextStream = 1;
 
   /** Reads `pipe` from now on; `onHello` gets the payload of each HELLO of the guest and may throw `WireError`. */
@@ -45,9 +46,24 @@ export class Mux {
     return this.#closed.signal;
   }
 
-  /** Says HELLO. */
+  /** Says HELLO; after `hold` it leaves before all that was queued meanwhile. */
   hello(message: unknown): void {
+    const queued = this.#isHeld ? this.#outgoing.splice(0) : [];
+    this.#isHeld = false;
     this.send(0, KIND.hello, 0, text.encode(JSON.stringify(message)));
+    this.#outgoing.push(...queued);
+  }
+
+  /** Sends what is queued now; what comes later waits for `hello` or `unhold`. What can wait is bounded by the credit of the streams. */
+  hold(): void {
+    this.#flush();
+    this.#isHeld = true;
+  }
+
+  /** Goes on without a HELLO. */
+  unhold(): void {
+    this.#isHeld = false;
+    if (this.#outgoing.length > 0) this.#flush();
   }
 
   /** Opens a stream with `message` (JSON, at most 65,536 bytes). Throws `CommunicationError` when the channel is closed. */
@@ -65,7 +81,7 @@ export class Mux {
   /** Queues one frame. Everything queued in one turn of the event loop leaves in one write. */
   send(stream: number, kind: Kind, flags: number, payload?: Uint8Array): void {
     if (this.#closed.signal.aborted) return;
-    if (this.#outgoing.length === 0) queueMicrotask(() => this.#flush());
+    if (this.#outgoing.length === 0 && !this.#isHeld) queueMicrotask(() => this.#flush());
     this.#outgoing.push(encodeFrame({ stream, kind, flags, ...(payload ? { payload } : {}) }));
   }
 
@@ -75,6 +91,7 @@ export class Mux {
   }
 
   #flush(): void {
+    if (this.#isHeld || this.#outgoing.length === 0) return;
     const frames = this.#outgoing;
     this.#outgoing = [];
     if (!this.#closed.signal.aborted) this.#pipe.write(frames.length === 1 && frames[0] ? frames[0] : concat(...frames));
