@@ -16,7 +16,9 @@ export type { OutputCallback } from "./run/check.ts";
 export type { FileHook, Language, RunRequest } from "./run/request.ts";
 export type { FileAccess } from "./run/vm_files.ts";
 export type { DisplayData, ExecutionResult, ExposedPort, StartKind, Timing } from "./base/result.ts";
-export type { Session } from "./run/session.ts";
+export type { Candidate, Checkpoint, RaceWinner, Session } from "./run/session.ts";
+export type { CheckpointOf, CheckpointOptions, RestoreOptions } from "./run/checkpoint.ts";
+export type { CandidateFor, ForkMapOptions, RaceOptions, WinnerOf } from "./run/forks.ts";
 export type { ExecOptions, SessionRequest } from "./run/session_request.ts";
 export type { CodeState, Completion } from "./run/assist.ts";
 export type { ExecutionEvent, ExecutionStream } from "./run/execution_stream.ts";
@@ -47,10 +49,12 @@ export {
   type FileReason,
   GuestAgentError,
   InputValidationError,
+  NoneAcceptedError,
   OutcomeUnknownError,
   OutputLimitError,
   PackageNotAllowedError,
   PermanentError,
+  type RaceOutcome,
   type Retry,
   SandboxDependencyError,
   SandboxError,

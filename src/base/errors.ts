@@ -176,6 +176,24 @@ export class SnapshotError extends TransientError {
   readonly code = "SBX_SNAPSHOT";
 }
 
+/** What became of one candidate of a race. */
+export type RaceOutcome = { readonly result: unknown } | { readonly error: unknown };
+
+/** No candidate of a race had a result that was accepted. */
+export class NoneAcceptedError extends PermanentError {
+  /** The class, also in minified programs. */
+  override readonly name = "NoneAcceptedError";
+  /** Stable; branch on it. */
+  readonly code = "SBX_NONE_ACCEPTED";
+  /** In the order of the candidates. */
+  readonly outcomes: readonly RaceOutcome[];
+  /** `options.outcomes` has one entry for each candidate. */
+  constructor(message: string, options: SandboxErrorOptions & { readonly outcomes: readonly RaceOutcome[] }) {
+    super(message, options);
+    this.outcomes = options.outcomes;
+  }
+}
+
 /** Why a file operation failed. */
 export type FileReason =
   | "not-found"

@@ -24,14 +24,17 @@ export type Start =
     readonly initrd: string;
     readonly commandLine: string;
   }
-  /** Waits for `migrate-incoming`; kernel and initrd are in the RAM already. */
-  | { readonly kind: "clone" };
+  /** Waits for `migrate-incoming`; kernel and initrd are in the RAM already. Paused: then also for `cont`. */
+  | { readonly kind: "clone"; readonly isPaused: boolean };
 
 /** Where the guest's memory lives. */
 export type Memory =
   | { readonly kind: "anonymous" }
-  /** A file; writes go to it when shared, and stay private otherwise. */
-  | { readonly kind: "file"; readonly path: string; readonly isShared: boolean };
+  /** A file, from `offset` on; writes go to it when shared, and stay private otherwise. */
+  | { readonly kind: "file"; readonly path: string; readonly offset: number; readonly isShared: boolean };
+
+/** What the guest's memory is called where it is in a file. */
+export const RAM_NAME = "ram";
 
 /** QEMU's buffer for translated code, which counts as data whether used or not. Saved translations only fit one of the same size. */
 export const TRANSLATION_BUFFER_MIB = 512;
@@ -99,7 +102,7 @@ export function kernelCommandLine(
 }
 
 function machineType(spec: MachineSpec): string {
-  const memory = spec.memory.kind === "file" ? ",memory-backend=ram" : "";
+  const memory = spec.memory.kind === "file" ? `,memory-backend=${RAM_NAME}` : "";
   if (spec.arch === "aarch64") return `virt,gic-version=max${memory}`;
   const serial = spec.console === "serial" ? "on" : "off";
   // Under TCG the kernel calibrates its timers against the PIT and hangs without it; KVM brings its own clock.
@@ -121,11 +124,12 @@ function memoryOptions(spec: MachineSpec): string[] {
   if (spec.memory.kind === "anonymous") return [];
   // readonly: the file is opened for reading, the mapping stays private and writable (rom=off); a balloon cannot punch holes into it either.
   const access = spec.memory.isShared ? "share=on" : "share=off,readonly=on,rom=off";
-  return ["-object", `memory-backend-file,id=ram,size=${spec.memoryMiB}M,mem-path=${escaped(spec.memory.path)},${access}`];
+  const place = `mem-path=${escaped(spec.memory.path)}${spec.memory.offset === 0 ? "" : `,offset=${spec.memory.offset}`}`;
+  return ["-object", `memory-backend-file,id=${RAM_NAME},size=${spec.memoryMiB}M,${place},${access}`];
 }
 
 function startOptions(start: Start): string[] {
-  if (start.kind === "clone") return ["-incoming", "defer"];
+  if (start.kind === "clone") return ["-incoming", "defer", ...(start.isPaused ? ["-S"] : [])];
   return ["-kernel", start.kernel, "-initrd", start.initrd, "-append", start.commandLine];
 }
 

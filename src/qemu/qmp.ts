@@ -51,13 +51,56 @@ export class Qmp {
   /** Saves the device state to `uri`, RAM in shared files excepted. The machine is stopped afterwards. */
   async saveState(uri: string, signal?: AbortSignal): Promise<void> {
     await this.execute("migrate-set-capabilities", IGNORE_SHARED_RAM, signal);
-    // 128 MB/s by default, which is slower than any disk this runs on.
-    await this.execute("migrate-set-parameters", { "max-bandwidth": 2 ** 53 - 1 }, signal);
+    await this.execute("migrate-set-parameters", UNLIMITED, signal);
     await this.execute("migrate", { uri }, signal);
+    await this.#migrated(signal);
+  }
+
+  /**
+   * Saves RAM and device state to `uri`, in the format of `mapped_ram.ts`; the machine has gone on when this returns. Live: it runs while most of its RAM
+   * is written, and stands still for the rest only. A guest that writes faster than the disk is stopped after `SETTLE_MS` all the same. Returns the
+   * milliseconds that the machine has stood still, as far as can be told from here.
+   */
+  async saveWhole(
+    uri: string,
+    { isLive, signal }: { readonly isLive: boolean; readonly signal?: AbortSignal | undefined },
+  ): Promise<number> {
+    await this.execute("migrate-set-capabilities", MAPPED_RAM, signal);
+    await this.execute("migrate-set-parameters", { ...UNLIMITED, "multifd-channels": 2, "downtime-limit": DOWNTIME_MS }, signal);
+    if (!isLive) await this.execute("stop", undefined, signal);
+    const stoppedAt = isLive ? undefined : performance.now();
+    await this.execute("migrate", { uri }, signal);
+    const settle = setTimeout(() => {
+      // A monitor that has gone is noticed by whoever waits for the migration.
+      this.execute("migrate-set-parameters", { "downtime-limit": SETTLED_DOWNTIME_MS }).catch(() => {});
+    }, SETTLE_MS);
+    let downtimeMs: number, endedAt: number;
+    try {
+      ({ downtimeMs, endedAt } = await this.#migrated(signal));
+    } catch (error) {
+      await this.#giveUp().catch(() => {}); // It is lost, and whoever uses it notices.
+      throw error;
+    } finally {
+      clearTimeout(settle);
+    }
+    await this.execute("cont");
+    return performance.now() - (stoppedAt ?? endedAt - downtimeMs);
+  }
+
+  /** Ends a migration that nobody waits for, and lets the machine go on. */
+  async #giveUp(): Promise<void> {
+    await this.execute("migrate_cancel");
+    await this.#migrated().catch(() => {}); // That it did not succeed is what was wanted.
+    await this.execute("cont");
+  }
+
+  /** Resolves with how long the machine stood still, by QEMU's own account, and when it was known not to have ended yet. */
+  async #migrated(signal?: AbortSignal): Promise<{ readonly downtimeMs: number; readonly endedAt: number }> {
     for (;;) {
+      const endedAt = performance.now();
       const state = await this.execute("query-migrate", undefined, signal) as Record<string, unknown> | null;
-      const { status, "error-desc": reason } = state ?? {};
-      if (status === "completed") return;
+      const { status, downtime, "error-desc": reason } = state ?? {};
+      if (status === "completed") return { downtimeMs: Number(downtime) || 0, endedAt };
       if (status === "failed" || status === "cancelled") throw new QmpError(`migration ${status}: ${String(reason ?? "no reason given")}`);
       await delay(SAVE_POLL_MS, signal);
     }
@@ -69,6 +112,23 @@ export class Qmp {
     const accepted = Promise.all([capable, this.execute("migrate-incoming", { uri }, signal)]);
     accepted.catch(() => {}); // As with each command.
     return accepted;
+  }
+
+  /**
+   * Loads what `saveWhole` wrote into a machine that was started paused, and lets it go on. Before that QEMU has had two turns to hand the guest what
+   * waits on its channel: the agent reads the host's HELLO before any other process of the guest runs.
+   */
+  async loadSaved(uri: string, signal?: AbortSignal): Promise<void> {
+    const capable = this.execute("migrate-set-capabilities", MAPPED_RAM_ALONE, signal);
+    const accepted = this.execute("migrate-incoming", { uri }, signal);
+    await Promise.all([capable, accepted]);
+    for (;;) {
+      const state = await this.execute("query-status", undefined, signal) as Record<string, unknown> | null;
+      if (state?.["status"] !== "inmigrate") break;
+      await delay(SAVE_POLL_MS, signal);
+    }
+    await this.execute("query-status", undefined, signal);
+    await this.execute("cont", undefined, signal);
   }
 
   #receive(chunk: Uint8Array): void {
@@ -106,7 +166,21 @@ export class Qmp {
 }
 
 const SAVE_POLL_MS = 1;
+/** How long a machine should stand still at most. */
+const DOWNTIME_MS = 100;
+/** And at most when it does not come to that. */
+const SETTLED_DOWNTIME_MS = 60_000;
+/** How long it may take to come to that. */
+const SETTLE_MS = 1_000;
+/** 128 MB/s by default, which is slower than any disk this runs on. */
+const UNLIMITED = { "max-bandwidth": 2 ** 53 - 1 };
 const IGNORE_SHARED_RAM = { capabilities: [{ capability: "x-ignore-shared", state: true }] };
+const capabilities = (states: Readonly<Record<string, boolean>>) => ({
+  capabilities: Object.entries(states).map(([capability, state]) => ({ capability, state })),
+});
+const MAPPED_RAM_ALONE = capabilities({ "mapped-ram": true });
+/** Two threads write, page by page at its place. Capabilities stay as they were set: a clone's machine has loaded with the other one. */
+const MAPPED_RAM = capabilities({ "x-ignore-shared": false, "mapped-ram": true, multifd: true });
 
 interface QmpMessage {
   readonly QMP?: { readonly version?: { readonly qemu?: { major?: unknown; minor?: unknown; micro?: unknown } } } | null;

@@ -1,15 +1,16 @@
 /** Local machine: a VM of this process, with the room that was found for it. */
 import { Deadline } from "../base/async.ts";
-import { CommunicationError } from "../base/errors.ts";
+import { assert, CommunicationError, SnapshotError } from "../base/errors.ts";
 import type { StartKind } from "../base/result.ts";
 import type { GuestChannel } from "../channel/guest.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
 import type { Template } from "../vm/template.ts";
 import { describeLoss, type Vm } from "../vm/vm.ts";
-import type { Machine } from "./machine.ts";
+import type { Machine, MachineSave } from "./machine.ts";
 
 /** A warm machine that has not answered by then is given up: starting another takes less. Only a host that stands still is as slow. */
 const CLAIM_TIMEOUT_MS = 5_000;
+const cannotBeSaved = () => Promise.reject(new SnapshotError("Cannot save the VM: it was not started for that", { retry: "never" }));
 const ALWAYS_FREE: Disposable = { [Symbol.dispose]() {} };
 
 /** What one consists of. */
@@ -19,6 +20,12 @@ export interface LocalMachineParts {
   readonly template: Template | undefined;
   /** How far it had come before it was asked for: `spare` had QEMU's process, `warm` has executed. Default: nothing. */
   readonly ahead?: "spare" | "warm" | undefined;
+  /** It goes on from a checkpoint. Default false. */
+  readonly isRestored?: boolean;
+  /** Saves it; default: it cannot be saved. */
+  readonly save?: (signal: AbortSignal | undefined) => Promise<MachineSave>;
+  /** The memory that was found for it; disposed when it is given back. */
+  readonly room?: Disposable | undefined;
   /** Slots for what it does; default: there is always one. */
   readonly occupy?: (signal: AbortSignal | undefined) => Disposable | Promise<Disposable>;
   /** What its start was given, for the first who works with it. */
@@ -36,6 +43,8 @@ export class LocalMachine implements Machine {
   readonly ready: Promise<number>;
   readonly #occupy: NonNullable<LocalMachineParts["occupy"]>;
   readonly #isSpare: boolean;
+  readonly #save: NonNullable<LocalMachineParts["save"]>;
+  #room: Disposable | undefined;
   #slot: Disposable | undefined;
   #onRelease: (() => void) | undefined;
   /** What it had cost before it was handed over. */
@@ -43,11 +52,14 @@ export class LocalMachine implements Machine {
   #hasAnswered = false;
 
   /** The machine of `parts`. One that was started ahead is claimed: it is greeted now, anew where it runs. */
-  constructor({ vm, template, ahead, occupy = () => ALWAYS_FREE, slot, onRelease }: LocalMachineParts) {
+  constructor(parts: LocalMachineParts) {
+    const { vm, template, ahead, isRestored, save = cannotBeSaved, room, occupy = () => ALWAYS_FREE, slot, onRelease } = parts;
     this.vm = vm;
     this.template = template;
-    this.start = ahead === "warm" ? "warm" : template ? "template" : "cold";
+    this.start = ahead === "warm" ? "warm" : template || isRestored ? "template" : "cold";
     this.#isSpare = ahead === "spare";
+    this.#save = save;
+    this.#room = room;
     this.#occupy = occupy;
     this.#slot = slot;
     this.#onRelease = onRelease;
@@ -95,11 +107,25 @@ export class LocalMachine implements Machine {
     return describeLoss(this.vm, error);
   }
 
+  async save(signal: AbortSignal | undefined): Promise<MachineSave> {
+    return await this.#save(signal);
+  }
+
+  replaceWith(next: Machine): void {
+    assert(next instanceof LocalMachine, "a machine of another source has no use for the room");
+    next.#room = this.#room;
+    this.#room = undefined;
+    this.release();
+  }
+
   release(): void {
     this.#slot?.[Symbol.dispose]();
     const onRelease = this.#onRelease;
     this.#onRelease = undefined;
     onRelease?.();
+    const room = this.#room;
+    this.#room = undefined;
+    room?.[Symbol.dispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

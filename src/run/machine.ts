@@ -2,6 +2,7 @@
 import type { GuestChannel } from "../channel/guest.ts";
 import type { StartKind } from "../base/result.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
+import type { StoredCheckpoint } from "../vm/checkpoint_store.ts";
 import type { OutputCallback } from "./check.ts";
 import type { Language } from "./request.ts";
 
@@ -12,6 +13,12 @@ export interface MachineRequest {
   readonly signal: AbortSignal | undefined;
   /** Gets the kernel's and agent's log; for a clone first that of its template's boot. */
   readonly onBootLog: OutputCallback | undefined;
+  /** It can be saved, unless it boots. Default false. */
+  readonly isSavable?: boolean;
+  /** It goes on from there instead of from a template. */
+  readonly checkpoint?: StoredCheckpoint;
+  /** It will take the place of this one (`replaceWith`): no room is looked for. */
+  readonly replacing?: Machine;
   /** A machine that did not start, whose place this one takes: what it was made from is made anew. */
   readonly insteadOf?: Machine;
   /** Started for this request alone, not ahead of it. */
@@ -43,12 +50,40 @@ export interface Machine extends AsyncDisposable {
   usage(): QemuUsage;
   /** The message of `error`, which ended it, with QEMU's own words when it left any. */
   describeLoss(error: unknown): string;
+  /**
+   * Saves it. Its guest is held; when this resolves it may go on, and what was written can be kept. Throws `SnapshotError`; rejects with the signal's
+   * reason. The machine runs on either way.
+   */
+  save(signal: AbortSignal | undefined): Promise<MachineSave>;
+  /** Gives its room to `next`, which was leased for that, and itself back. */
+  replaceWith(next: Machine): void;
   /** Gives it back: it is killed, and nobody waits for that. May be called twice. */
   release(): void;
 }
 
+/** What was written of a machine. Disposing drops it unless it was kept. */
+export interface MachineSave extends AsyncDisposable {
+  /** Makes a checkpoint of it, once. Throws `SnapshotError`. */
+  keep(name: string | undefined): Promise<StoredCheckpoint>;
+}
+
+/** The checkpoints that a source can restore from. */
+export interface CheckpointIndex {
+  /** Throws `SnapshotError` when the name is taken. */
+  checkFree(name: string): Promise<void>;
+  /** The one of that name. Throws `SnapshotError` when there is none. */
+  named(name: string): Promise<StoredCheckpoint>;
+  /** Those with a name, the oldest first. */
+  list(): Promise<StoredCheckpoint[]>;
+  /** Removes it; what was restored from it runs on. */
+  remove(checkpoint: StoredCheckpoint): Promise<void>;
+}
+
 /** Where the VMs of one scheduler come from. Disposing kills all of them and waits. */
 export interface MachineSource extends AsyncDisposable {
+  readonly checkpoints: CheckpointIndex;
+  /** Throws `VmCapacityError` when so much memory can never be had at once. */
+  checkMemory(memoryMb: number): void;
   /**
    * Waits for room and starts a VM; it may be used before it has answered. The caller owns it. Throws `VmCapacityError` and what starting
    * throws; rejects with the signal's reason.

@@ -1,20 +1,21 @@
 /** Open session: a VM with its room and its first files, handed over as a session. */
 import { abortable } from "../base/async.ts";
-import { Session } from "./session.ts";
+import type { Machine } from "./machine.ts";
+import type { Session } from "./session.ts";
 import { writeFiles } from "./session_files.ts";
 import type { CheckedSessionRequest } from "./session_request.ts";
 import { onMachine, type RunContext } from "./start_vm.ts";
 
-/** Opens a session; `onEnd` is called when it has ended. The caller owns it. */
+/** Opens a session on a machine that `hand` makes one of. The caller owns it. */
 export async function openSession(
   request: CheckedSessionRequest,
   context: RunContext,
-  onEnd: (session: Session) => void,
+  hand: (machine: Machine, request: CheckedSessionRequest) => Session,
 ): Promise<Session> {
-  return await onMachine(request, context, async (machine) => {
+  return await onMachine({ ...request, isSavable: true }, context, async (machine) => {
     using _slot = await machine.occupy(request.signal);
     await abortable(machine.ready, request.signal);
     await abortable(writeFiles(machine.guest.files, request.files, request.signal), request.signal);
-    return new Session({ machine, request, log: context.log, onEnd });
+    return hand(machine, request);
   });
 }

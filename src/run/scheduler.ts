@@ -5,13 +5,15 @@ import { lineLogger, type Logger } from "../base/log.ts";
 import { resolveConfig, type ResolvedConfig, type SchedulerConfig } from "../config/config.ts";
 import type { BakeProgress } from "./bake.ts";
 import { checkMemory } from "./check.ts";
-import type { MachineSource } from "./machine.ts";
+import { CheckpointOf, type RestoreOptions } from "./checkpoint.ts";
+import { Copies } from "./copies.ts";
+import type { Machine, MachineSource } from "./machine.ts";
 import { openSession } from "./open_session.ts";
 import { checkLanguage, checkRequest, type Language, type RequestDefaults, type RunRequest } from "./request.ts";
 import type { ExecutionResult } from "../base/result.ts";
 import { runOnce } from "./run_once.ts";
-import type { Session } from "./session.ts";
-import { checkSession, type SessionRequest } from "./session_request.ts";
+import { type Checkpoint, Session } from "./session.ts";
+import { type CheckedSessionRequest, checkSession, type SessionDefaults, type SessionRequest } from "./session_request.ts";
 import type { RunContext } from "./start_vm.ts";
 import { Supply } from "./supply.ts";
 
@@ -41,12 +43,20 @@ export class Scheduler implements AsyncDisposable {
   readonly #closing = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
   readonly #sessions = new Set<Session>();
+  readonly #copies: Copies<Session>;
   #closed: Promise<void> | undefined;
 
   private constructor(config: ResolvedConfig, machines: MachineSource, log: Logger) {
     this.#config = config;
     this.#machines = machines;
     this.#log = log;
+    this.#copies = new Copies<Session>({
+      machines,
+      defaults: this.#sessionDefaults(),
+      closing: this.#closing.signal,
+      open: (machine, request) => this.#hand(machine, request),
+      track: (work) => this.#track(work),
+    });
   }
 
   /**
@@ -81,14 +91,30 @@ export class Scheduler implements AsyncDisposable {
   session(request: SessionRequest): Promise<Session> {
     const calledAt = performance.now();
     return this.#track(async () => {
-      const checked = checkSession(request, { ...this.#defaults(), idleTimeoutSeconds: this.#config.sessionIdleTimeoutSeconds });
+      const checked = checkSession(request, this.#sessionDefaults());
       const signal = checked.signal ? AbortSignal.any([checked.signal, this.#closing.signal]) : this.#closing.signal;
       signal.throwIfAborted();
-      const session = await openSession({ ...checked, signal }, this.#context(calledAt), (ended) => this.#sessions.delete(ended));
-      if (this.#closing.signal.aborted) session.end("the scheduler is closed");
-      else if (!session.closed) this.#sessions.add(session);
-      return session;
+      return await openSession({ ...checked, signal }, this.#context(calledAt), (machine, opened) => this.#hand(machine, opened));
     });
+  }
+
+  /**
+   * A new session that goes on from a checkpoint, or from the one of that name, whichever process made it. What is not given is as in the session
+   * it was made of, or by this scheduler's defaults. Rejects with `SnapshotError` when there is none or it does not fit this host.
+   */
+  async restore(from: Checkpoint | string, options: RestoreOptions = {}): Promise<Session> {
+    this.#closing.signal.throwIfAborted();
+    return await (from instanceof CheckpointOf ? from : await this.#copies.named(from)).restore(options);
+  }
+
+  /** All checkpoints with a name, the oldest first, whichever process made them. */
+  checkpoints(): Promise<Checkpoint[]> {
+    return this.#track(() => this.#copies.list());
+  }
+
+  /** Removes the checkpoint of that name; sessions that were restored from it go on. Rejects with `SnapshotError` when there is none. */
+  removeCheckpoint(name: string): Promise<void> {
+    return this.#track(async () => await (await this.#copies.named(name)).remove());
   }
 
   /** Makes the template for `language` now, so that the first run need not. */
@@ -129,6 +155,19 @@ export class Scheduler implements AsyncDisposable {
 
   #defaults(): RequestDefaults {
     return { timeoutSeconds: this.#config.defaultTimeoutSeconds, memoryMb: this.#config.defaultMemoryMb };
+  }
+
+  #sessionDefaults(): SessionDefaults {
+    return { ...this.#defaults(), idleTimeoutSeconds: this.#config.sessionIdleTimeoutSeconds };
+  }
+
+  /** Makes a session of a machine, and ends it with this scheduler. */
+  #hand(machine: Machine, request: CheckedSessionRequest): Session {
+    const onEnd = (ended: Session) => void this.#sessions.delete(ended);
+    const session = new Session({ machine, request, log: this.#log, copies: this.#copies, onEnd });
+    if (this.#closing.signal.aborted) session.end("the scheduler is closed");
+    else if (!session.closed) this.#sessions.add(session);
+    return session;
   }
 
   #context(calledAt: number): RunContext {

@@ -1,19 +1,29 @@
 /** Session: one VM that is kept; executions one after the other, everything else beside them. */
-import { abortable, Semaphore } from "../base/async.ts";
-import { OutcomeUnknownError, SessionClosedError } from "../base/errors.ts";
+import { abortable } from "../base/async.ts";
 import type { Logger } from "../base/log.ts";
 import type { GuestProcesses } from "../channel/guest_processes.ts";
 import { ask, type AssistQuestion, type CodeState, completenessQuestion, type Completion, completionQuestion } from "./assist.ts";
-import { BackgroundOutput } from "./background_output.ts";
 import { checkFields, checkSignal } from "./check.ts";
+import { checkCheckpoint, type CheckpointOf, type CheckpointOptions } from "./checkpoint.ts";
 import { conclude, measured, wholeMs } from "./conclude.ts";
+import type { Copies, Original } from "./copies.ts";
 import { type EventSink, execute } from "./execute.ts";
 import { ExecutionStream } from "./execution_stream.ts";
 import type { FileSource } from "./file_source.ts";
-import { IdleTimer } from "./idle_timer.ts";
+import {
+  type CandidateFor,
+  checkForkMap,
+  checkRace,
+  forkMap,
+  type ForkMapOptions,
+  race,
+  type RaceOptions,
+  type WinnerOf,
+} from "./forks.ts";
 import type { Machine } from "./machine.ts";
 import type { Language } from "./request.ts";
 import type { ExecutionResult, ExposedPort } from "../base/result.ts";
+import { SessionCore } from "./session_core.ts";
 import {
   type CallOptions,
   existsCall,
@@ -48,11 +58,20 @@ import type { FileAccess } from "./vm_files.ts";
 
 const CALL_FIELDS: ReadonlySet<string> = new Set<keyof CallOptions>(["signal"]);
 
+/** A session as it was at one moment. */
+export type Checkpoint = CheckpointOf<Session>;
+/** One way to go on in a race: code, or what is done with a fork. */
+export type Candidate<T = ExecutionResult> = CandidateFor<Session, T>;
+/** Who won a race. */
+export type RaceWinner<T = ExecutionResult> = WinnerOf<Session, T>;
+
 /** What a session is made of. It owns the machine. */
 export interface SessionParts {
   readonly machine: Machine;
   readonly request: CheckedSessionRequest;
   readonly log: Logger;
+  /** Makes copies of it. */
+  readonly copies: Copies<Session>;
   /** Called once, when the session has ended. */
   readonly onEnd: (session: Session) => void;
 }
@@ -79,14 +98,7 @@ export class Session implements AsyncDisposable, FileAccess {
   /** Guest ports reachable on the host. */
   readonly exposedPorts: readonly ExposedPort[] = [];
   readonly #parts: SessionParts;
-  readonly #idle: IdleTimer;
-  /** One execution at a time. */
-  readonly #turns = new Semaphore(1);
-  /** Aborts when the session was ended on purpose: what runs ends with that reason. */
-  readonly #closing = new AbortController();
-  /** Aborts when the session has ended, for whatever reason: what waits ends with it. */
-  readonly #ended = new AbortController();
-  readonly #background = new BackgroundOutput();
+  readonly #core: SessionCore;
   #execCount = 0;
 
   /** Made by `Scheduler.session` only. */
@@ -94,17 +106,13 @@ export class Session implements AsyncDisposable, FileAccess {
     this.#parts = parts;
     this.id = parts.machine.id;
     this.language = parts.request.language;
-    const { idleTimeoutSeconds } = parts.request;
-    this.#idle = new IdleTimer(idleTimeoutSeconds * 1000, () => this.end(`it was not used for ${idleTimeoutSeconds} s`));
-    const { machine } = parts, { lost } = machine;
-    const onLost = () => this.#end(`its VM was lost: ${machine.describeLoss(lost.reason)}`);
-    if (lost.aborted) onLost();
-    else lost.addEventListener("abort", onLost, { once: true });
+    const { machine, request: { idleTimeoutSeconds } } = parts;
+    this.#core = new SessionCore({ machine, idleTimeoutSeconds, onEnd: () => parts.onEnd(this) });
   }
 
   /** True once no call can succeed any more. */
   get closed(): boolean {
-    return this.#ended.signal.aborted;
+    return this.#core.isClosed;
   }
 
   /** Executions sent to the guest so far. */
@@ -141,15 +149,15 @@ export class Session implements AsyncDisposable, FileAccess {
 
   /** Interrupts the running execution as Ctrl-C would; false when nothing runs. Code may ignore it: a time-out or an abort it cannot. */
   async interrupt(): Promise<boolean> {
-    return await this.#use(() => abortable(this.#parts.machine.guest.interrupt(), this.#ended.signal));
+    return await this.#core.use(() => abortable(this.#core.guest.interrupt(), this.#core.ended));
   }
 
   /** The milliseconds that the guest takes to answer. */
   async ping(options: CallOptions = {}): Promise<number> {
     const signal = checkSignal("ping", checkFields("ping", options, CALL_FIELDS).signal);
-    return await this.#use(async () => {
+    return await this.#core.use(async () => {
       const startedAt = performance.now();
-      await abortable(this.#parts.machine.guest.ping(signal), this.#ended.signal);
+      await abortable(this.#core.guest.ping(signal), this.#core.ended);
       return performance.now() - startedAt;
     });
   }
@@ -221,29 +229,79 @@ export class Session implements AsyncDisposable, FileAccess {
   /** Starts a program beside the executions, at most 32 at once; resolves when it runs. It is found on `PATH`, no shell is involved. */
   async spawn(command: string, args: readonly string[] = [], options: SpawnOptions = {}): Promise<SessionProcess> {
     const { request, input, signal } = checkSpawn(command, args, options, this.#parts.request.env);
-    const { processes } = this.#parts.machine.guest;
-    const start: ProcessStart["start"] = (onOutput, until) => processes.spawn(request, onOutput, until);
-    return await this.#openProcess({ start, hasStdin: request.hasStdin, input, signal });
+    return await this.#openProcess({ hasStdin: request.hasStdin, input, signal }, (processes, ...how) => processes.spawn(request, ...how));
   }
 
   /** The processes that run, and those that have ended and that nobody has attached to since. */
   async processes(options: CallOptions = {}): Promise<ProcessInfo[]> {
     const signal = checkSignal("list processes", checkFields("list processes", options, CALL_FIELDS).signal);
-    return await this.#use(async () => (await this.#parts.machine.guest.processes.list(signal)).map(processInfo));
+    return await this.#core.call(async () => (await this.#core.guest.processes.list(signal)).map(processInfo));
   }
 
   /** Takes a process up again: first come the last 64 KiB of each output that nobody has read. */
   async attach(id: number, options: AttachOptions = {}): Promise<SessionProcess> {
     const { hasStdin, signal } = checkAttach(id, options);
-    const { processes } = this.#parts.machine.guest;
-    const start: ProcessStart["start"] = (onOutput, until) => processes.attach(id, { hasStdin }, onOutput, until);
-    return await this.#openProcess({ start, hasStdin, input: undefined, signal });
+    return await this.#openProcess(
+      { hasStdin, input: undefined, signal },
+      (processes, ...how) => processes.attach(id, { hasStdin }, ...how),
+    );
+  }
+
+  /**
+   * Saves the session as it is, in its turn among the executions; transfers and other calls under way are waited for. It goes on at once. Rejects with
+   * `SnapshotError` when it cannot be saved, or when the name is taken. The caller owns the checkpoint.
+   */
+  async checkpoint(options: CheckpointOptions = {}): Promise<Checkpoint> {
+    return await this.#parts.copies.take(this.#original, checkCheckpoint(options));
+  }
+
+  /**
+   * Goes on, in its turn, as it was at a checkpoint: one of this session or of a copy, or the name of one. What ran then runs; calls and processes of
+   * now end with a `CommunicationError`. When the checkpoint cannot be had the session goes on as it is.
+   */
+  async rollback(to: Checkpoint | string, options: CallOptions = {}): Promise<void> {
+    const signal = checkSignal("roll back", checkFields("roll back", options, CALL_FIELDS).signal);
+    await this.#parts.copies.rollBack(this.#original, to, signal);
+  }
+
+  /**
+   * `count` new sessions with the same variables, files and running processes, each on its own from here on; this one goes on. They need as much
+   * room as any session: rejects with `VmCapacityError` where there can never be enough. The caller owns all of them.
+   */
+  async fork(count = 2, options: CallOptions = {}): Promise<Session[]> {
+    const signal = checkSignal("fork", checkFields("fork", options, CALL_FIELDS).signal);
+    return await this.#parts.copies.fork(this.#original, count, signal);
+  }
+
+  /** Does `fn` on a fork of its own for each input; results in the order of the inputs. Forks are closed afterwards. The first failure ends the rest. */
+  async forkMap<I, O>(
+    inputs: readonly I[],
+    fn: (fork: Session, input: I, index: number) => O | Promise<O>,
+    options: ForkMapOptions = {},
+  ): Promise<O[]> {
+    const checked = checkForkMap(inputs, fn, options);
+    await using checkpoint = await this.checkpoint(checked.signal ? { signal: checked.signal } : {});
+    return await forkMap(checkpoint, inputs, fn, checked);
+  }
+
+  /**
+   * Tries candidates side by side, each on a fork of its own. The first whose result `accept` takes wins; the others are ended at once. Rejects
+   * with `NoneAcceptedError` when there is none.
+   */
+  async race<T = ExecutionResult>(
+    candidates: ReadonlyArray<Candidate<T>>,
+    accept: (result: T, index: number) => boolean | Promise<boolean>,
+    options: RaceOptions = {},
+  ): Promise<RaceWinner<T>> {
+    const checked = checkRace(candidates, accept, options);
+    await using checkpoint = await this.checkpoint(checked.signal ? { signal: checked.signal } : {});
+    return await race(checkpoint, candidates, accept, checked);
   }
 
   /** Ends what runs and the VM, and waits until it is dead. May be called twice. */
   async close(): Promise<void> {
     this.end("it was closed");
-    await this.#parts.machine[Symbol.asyncDispose]();
+    await this.#core.machine[Symbol.asyncDispose]();
   }
 
   /** The same as `close`. */
@@ -253,24 +311,19 @@ export class Session implements AsyncDisposable, FileAccess {
 
   /** For the scheduler: ends it without waiting. `why` follows "Cannot use the session: ". */
   end(why: string): void {
-    if (!this.closed) this.#closing.abort(closedError(why));
-    this.#end(why);
+    this.#core.end(why);
   }
 
-  #end(why: string): void {
-    if (this.closed) return;
-    this.#idle.stop();
-    this.#ended.abort(this.#closing.signal.aborted ? this.#closing.signal.reason : closedError(why));
-    this.#parts.machine.release();
-    this.#parts.onEnd(this);
+  get #original(): Original {
+    return { core: this.#core, request: this.#parts.request };
   }
 
   async #execute(checked: CheckedExec, call: { readonly calledAt: number; readonly events?: EventSink }): Promise<ExecutionResult> {
-    const { machine, log } = this.#parts;
-    const inTurn = this.#inTurn(checked.signal, async () => {
+    const { log } = this.#parts, core = this.#core;
+    const inTurn = core.inTurn(checked.signal, async () => {
       this.#execCount += 1;
       const startedAt = performance.now();
-      const background = this.#background;
+      const { machine, background } = core;
       const running = execute(machine.guest, { ...checked, events: call.events, background }, log);
       running.catch(() => {}); // It is awaited below.
       await null; // What was sent has left now: the guest need not wait while we read what its machine has cost so far.
@@ -295,61 +348,32 @@ export class Session implements AsyncDisposable, FileAccess {
 
   async #ask<T>(question: AssistQuestion<T>, options: CallOptions): Promise<T> {
     const signal = checkSignal("ask about code", checkFields("ask about code", options, CALL_FIELDS).signal);
-    return await this.#inTurn(signal, () => ask(this.#parts.machine.guest, question, { signal, background: this.#background }));
-  }
-
-  /** Runs `work` when everything that was asked for earlier is over. What starts at once is sent before any other call can be made. */
-  async #inTurn<T>(signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
-    return await this.#use(async () => {
-      signal?.throwIfAborted();
-      using _turn = this.#turns.tryAcquire() ?? await this.#granted(this.#turns.acquire(signal));
-      const slot = this.#parts.machine.occupy(signal);
-      using _slot = slot instanceof Promise ? await this.#granted(slot) : slot;
-      try {
-        return await work();
-      } catch (error) {
-        if (!(error instanceof OutcomeUnknownError)) throw error;
-        throw new OutcomeUnknownError(this.#parts.machine.describeLoss(error), { cause: error });
-      }
-    });
-  }
-
-  /** What is waited for in a line, unless the session ends first. */
-  async #granted(waiting: Promise<Disposable>): Promise<Disposable> {
-    try {
-      return await abortable(waiting, this.#ended.signal);
-    } catch (error) {
-      waiting.then((grant) => grant[Symbol.dispose](), () => {}); // Nobody waits for it any more; whoever is next may go.
-      throw error;
-    }
+    return await this.#core.inTurn(signal, () => ask(this.#core.guest, question, { signal, background: this.#core.background }));
   }
 
   async #onFiles<T>({ run, giveUp }: FileCall<T>): Promise<T> {
-    if (this.closed) giveUp?.(this.#ended.signal.reason);
-    return await this.#use(() => run(this.#parts.machine.guest.files));
+    if (this.closed) giveUp?.(this.#core.ended.reason);
+    return await this.#core.call(() => run(this.#core.guest.files));
   }
 
-  async #openProcess(options: Omit<ProcessStart, "call" | "closing">): Promise<SessionProcess> {
-    const call = <T>(work: (processes: GuestProcesses) => Promise<T>) => this.#use(() => work(this.#parts.machine.guest.processes));
-    const opening = this.#use(() => SessionProcess.open({ ...options, call, closing: this.#closing.signal }));
+  async #openProcess(
+    options: Pick<ProcessStart, "hasStdin" | "input" | "signal">,
+    start: (processes: GuestProcesses, ...how: Parameters<ProcessStart["start"]>) => ReturnType<ProcessStart["start"]>,
+  ): Promise<SessionProcess> {
+    const core = this.#core;
+    const opening = core.call(() => {
+      // Of the machine that has it now: after a rollback the same number is another process.
+      const { processes } = core.guest;
+      const call = <T>(work: (of: GuestProcesses) => Promise<T>) => core.call(() => work(processes));
+      return SessionProcess.open({ ...options, start: (...how) => start(processes, ...how), call, closing: core.closing });
+    });
     const process = await opening.catch((error) => {
       giveUpInput(options.input, error);
       throw error;
     });
     // A session with a process that somebody is attached to is in use.
-    const use = this.#idle.use(), over = () => use[Symbol.dispose]();
+    const use = core.keepInUse(), over = () => use[Symbol.dispose]();
     process.wait().then(over, over);
     return process;
   }
-
-  /** Makes a call unless the session has ended. A session that is closed meanwhile ends it. */
-  async #use<T>(work: () => Promise<T>): Promise<T> {
-    this.#ended.signal.throwIfAborted();
-    using _use = this.#idle.use();
-    return await abortable(work(), this.#closing.signal);
-  }
-}
-
-function closedError(why: string): SessionClosedError {
-  return new SessionClosedError(`Cannot use the session: ${why}`, { hint: "Open another with scheduler.session()." });
 }

@@ -92,10 +92,13 @@ const EXEC_FIELDS: ReadonlySet<string> = new Set<keyof ExecOptions>([
   "onStderr",
 ]);
 
+/** What the scheduler says where a request says nothing. */
+export type SessionDefaults = RequestDefaults & { readonly idleTimeoutSeconds: number };
+
 /** Checks a request for a session. Throws `InputValidationError`, `EnvVarValidationError` or `VmConfigError`; nothing has started then. */
 export function checkSession(
   request: SessionRequest,
-  defaults: RequestDefaults & { readonly idleTimeoutSeconds: number },
+  defaults: SessionDefaults,
 ): CheckedSessionRequest {
   const action = "open a session";
   const { onStdout, onStderr, onBootLog } = checkFields(action, request, SESSION_FIELDS, "the request");

@@ -13,13 +13,15 @@ import { verifyFile } from "../images/verify.ts";
 import { sweepCgroups } from "../qemu/cgroup.ts";
 import type { Hypervisor, LaunchRequest } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
+import { CheckpointStore, machineFacts, type StoredCheckpoint } from "../vm/checkpoint_store.ts";
 import { launch, spawnVm } from "../vm/launch.ts";
+import { RawSave } from "../vm/save.ts";
 import { type Template, templateIdentity, TemplateStore } from "../vm/template.ts";
 import type { Vm } from "../vm/vm.ts";
 import { type BakeProgress, ensureTemplate, warmUp } from "./bake.ts";
 import { findAssets } from "./find_assets.ts";
 import { findHypervisor } from "./find_hypervisor.ts";
-import { LocalMachine } from "./local_machine.ts";
+import { LocalMachine, type LocalMachineParts } from "./local_machine.ts";
 import type { MachineRequest, MachineSource } from "./machine.ts";
 import { guarded } from "./output.ts";
 import type { Language } from "./request.ts";
@@ -36,15 +38,6 @@ export interface SupplyHooks {
   readonly onProgress?: (progress: BakeProgress) => void;
 }
 
-/** A VM and what was found for it. */
-interface MadeMachine {
-  readonly vm: Vm;
-  readonly template: Template | undefined;
-  readonly ahead: "spare" | "warm" | undefined;
-  readonly room: Disposable;
-  readonly slot: Disposable;
-}
-
 /** A machine that was started ahead would do: one without a console. */
 const mayBeAhead = (request: MachineRequest) => request.onBootLog === undefined && !request.isFresh;
 
@@ -58,6 +51,7 @@ export class Supply implements MachineSource {
   readonly #templates: TemplateStore;
   readonly #spares: Spares;
   readonly #pool: WarmPool;
+  readonly checkpoints: CheckpointStore;
   readonly #found = new Map<string, Template>();
   readonly #flights = new Singleflight<Template | undefined>();
   readonly #ending = new Set<Promise<void>>();
@@ -96,10 +90,13 @@ export class Supply implements MachineSource {
       make: (language, signal) => this.#makeWarm(language, signal),
       isIntact: async (template) => (await this.#templates.find(template))?.bakeId === template.bakeId,
     });
+    const named = path.join(config.cacheDir, "checkpoints");
+    this.checkpoints = new CheckpointStore({ named, private: () => path.join(this.#journal?.directory ?? named, "checkpoints") });
   }
 
   /** A warm machine where there is one. Else room first: a machine that bakes takes as much as the one that runs, and one that can never fit is not baked for. */
   async lease(request: MachineRequest): Promise<LocalMachine> {
+    if (request.checkpoint) return await this.#restore(request, request.checkpoint);
     const { language, memoryMb, signal } = request;
     const warm = await this.#claimWarm(request);
     if (warm) return warm;
@@ -112,15 +109,20 @@ export class Supply implements MachineSource {
       language,
       memoryMiB: memoryMb,
       origin: template ? { kind: "clone", files: template } : { kind: "cold" },
+      isSavable: request.isSavable ?? false,
       ...await this.#bootLog(template, request),
     });
     stack.move();
     if (template && mayBeAhead(request)) this.#spares.used(template);
-    return this.#machine({ vm, template, ahead: spare && "spare", room, slot });
+    return new LocalMachine({ template, ahead: spare && "spare", room, slot, ...this.#partsOf(vm, language) });
   }
 
   async ready(signal: AbortSignal): Promise<void> {
     await this.#pool.ready(signal);
+  }
+
+  checkMemory(memoryMb: number): void {
+    this.#gate.checkMemory(memoryMb);
   }
 
   async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
@@ -144,24 +146,16 @@ export class Supply implements MachineSource {
     // Nobody who holds a slot waits for memory, so this is the only order that is free to try both.
     const free = this.#gate.occupy({ signal }), slot = free instanceof Promise ? await free : free;
     const warm = this.#pool.take(language, memoryMb);
-    if (warm) return this.#machine({ ...warm, ahead: "warm", slot });
+    if (warm) return new LocalMachine({ ...warm, ahead: "warm", slot, ...this.#partsOf(warm.vm, language) });
     slot[Symbol.dispose]();
     return undefined;
-  }
-
-  #machine({ vm, template, ahead, room, slot }: MadeMachine): LocalMachine {
-    const onRelease = () => {
-      this.#release(vm);
-      room[Symbol.dispose]();
-    };
-    return new LocalMachine({ vm, template, ahead, slot, occupy: (signal) => this.#gate.occupy({ signal }), onRelease });
   }
 
   /** A VM for the pool. It has executed what its template has, along the path that the next execution takes, and keeps no trace of it. */
   async #makeWarm(language: Language, signal: AbortSignal): Promise<Warm> {
     const template = await this.#template(language, this.#config.defaultMemoryMb, signal);
     if (!template) throw new SnapshotError(`Cannot keep ${language} VMs warm: no template can be kept`);
-    const request = { language, memoryMiB: template.memoryMiB, origin: { kind: "clone", files: template } } as const;
+    const request = { language, memoryMiB: template.memoryMiB, origin: { kind: "clone", files: template }, isSavable: true } as const;
     const vm = await launch(await this.#host(), request);
     try {
       await abortable(vm.ready, signal);
@@ -206,6 +200,37 @@ export class Supply implements MachineSource {
     return { onConsole: (bytes) => deliver(decoder.decode(bytes, { stream: true })) };
   }
 
+  /** A VM that goes on from a checkpoint; one that takes another's place has its room and its slot. */
+  async #restore(request: MachineRequest, checkpoint: StoredCheckpoint): Promise<LocalMachine> {
+    const { language, memoryMb, replacing, signal } = request;
+    using stack = new DisposableStack();
+    const room = replacing ? undefined : stack.use(await this.#gate.hold(memoryMb, { signal }));
+    const slot = replacing ? undefined : stack.use(await this.#gate.occupy({ signal }));
+    const host = await this.#host();
+    const files = await this.checkpoints.open(checkpoint, (of) => machineFacts(host, of));
+    const bootLog = await this.#bootLog(undefined, request);
+    const vm = await launch(host, { language, memoryMiB: memoryMb, origin: { kind: "restore", files }, isSavable: true, ...bootLog });
+    stack.move();
+    return new LocalMachine({ template: undefined, isRestored: true, room, slot, ...this.#partsOf(vm, language) });
+  }
+
+  #partsOf(vm: Vm, language: Language): Pick<LocalMachineParts, "vm" | "save" | "occupy" | "onRelease"> {
+    const { memoryMiB } = vm;
+    return {
+      vm,
+      save: async (signal) => {
+        const host = await this.#host(), facts = machineFacts(host, language);
+        const save = await RawSave.take(vm, { memoryMiB, isLive: host.qemu.isOwn }, signal);
+        return {
+          keep: (name) => this.checkpoints.add(save, { name, language, memoryMiB, facts }),
+          [Symbol.asyncDispose]: () => save[Symbol.asyncDispose](),
+        };
+      },
+      occupy: (signal) => this.#gate.occupy({ signal }),
+      onRelease: () => this.#release(vm),
+    };
+  }
+
   /** Kills a VM without making anybody wait for its death; disposing the supply waits. */
   #release(vm: Vm): void {
     const ending = vm[Symbol.asyncDispose]()
@@ -246,7 +271,7 @@ export class Supply implements MachineSource {
 
   async #spawnSpare(template: Template): Promise<Vm> {
     const { language, memoryMiB } = template;
-    return await spawnVm(await this.#host(), { language, memoryMiB, origin: { kind: "clone", files: template } });
+    return await spawnVm(await this.#host(), { language, memoryMiB, origin: { kind: "clone", files: template }, isSavable: true });
   }
 
   #host(): Promise<Hypervisor> {
@@ -273,6 +298,6 @@ export class Supply implements MachineSource {
     void sweepCgroups(hypervisor.confinement).catch((error) =>
       log.warning("old cgroups could not be removed", { reason: messageOf(error) })
     );
-    return hypervisor;
+    return { ...hypervisor, savesRoot: path.join(journal.directory, "saves") };
   }
 }

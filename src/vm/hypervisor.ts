@@ -30,6 +30,8 @@ export interface Hypervisor {
   readonly confinement: ConfinementLayers;
   /** Marks every QEMU of this scheduler in the process list. */
   readonly ownerToken: string;
+  /** A directory of this scheduler alone: in one of each VM's own QEMU can save it. Absent: none of them can be saved. */
+  readonly savesRoot?: string | undefined;
   readonly log: Logger;
 }
 
@@ -45,6 +47,15 @@ export interface TemplateFiles {
   readonly bakeId: string;
 }
 
+/** What a checkpoint consists of. */
+export interface CheckpointFiles {
+  /** As QEMU wrote it; the guest's memory begins at `ramOffset`. Mapped by every VM that is restored. */
+  readonly ramFile: string;
+  readonly ramOffset: number;
+  /** The same without the guest's memory. */
+  readonly stateFile: string;
+}
+
 /** How a VM comes to be. */
 export type Origin =
   /** Boots with memory of its own. */
@@ -52,7 +63,14 @@ export type Origin =
   /** Boots with its memory in a shared file, which becomes a template's. */
   | { readonly kind: "bake"; readonly files: TemplateFiles }
   /** Continues where the template stopped; writes stay private. */
-  | { readonly kind: "clone"; readonly files: TemplateFiles };
+  | { readonly kind: "clone"; readonly files: TemplateFiles }
+  /** Goes on where a VM was when it was saved; writes stay private. */
+  | { readonly kind: "restore"; readonly files: CheckpointFiles };
+
+/** Its kernel boots: the guest says when it is ready. Any other VM goes on from where it was. */
+export function isBooting({ kind }: Pick<Origin, "kind">): boolean {
+  return kind === "cold" || kind === "bake";
+}
 
 /** What is asked of a VM. */
 export interface LaunchRequest {
@@ -61,6 +79,8 @@ export interface LaunchRequest {
   readonly origin: Origin;
   /** Gets the kernel's and agent's log as it comes. */
   readonly onConsole?: (bytes: Uint8Array) => void;
+  /** Its QEMU gets a directory to save it to: the one place that it can write to. Nothing that boots can be saved. Default false. */
+  readonly isSavable?: boolean;
   /** Log from the first instruction on, at the price of a slower machine: for diagnosis. */
   readonly isDiagnostic?: boolean;
   /** The guest's net port is connected: `vm.net`. Default false. */

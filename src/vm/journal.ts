@@ -17,11 +17,14 @@ const TOKEN = /^[0-9a-f]{16}$/;
  */
 export class Journal implements AsyncDisposable {
   readonly token: string;
+  /** For files that live no longer than this owner: made by whoever needs it, and removed with the entry. */
+  readonly directory: string;
   readonly #file: string;
 
   private constructor(file: string, token: string) {
     this.#file = file;
     this.token = token;
+    this.directory = directoryOf(file);
   }
 
   /** Writes this process's entry. A directory that cannot be written is logged: the kernel still ends QEMU with its parent. */
@@ -37,8 +40,9 @@ export class Journal implements AsyncDisposable {
     return new Journal(file, token);
   }
 
-  /** Removes the entry; call it when every QEMU is dead. */
+  /** Removes the directory and the entry; call it when every QEMU is dead. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await fs.rm(this.directory, { recursive: true, force: true }).catch(() => {}); // As below.
     await fs.rm(this.#file, { force: true }).catch(() => {}); // A directory that became unwritable: the reaper finds nothing to end.
   }
 }
@@ -60,9 +64,16 @@ export async function reap(root: string, log: Logger): Promise<number> {
     const ended = orphans.filter(({ pid }) => endProcess(pid, log));
     endedCount += ended.length;
     // What we may not end is left to whoever may: the entry is how it will be found.
-    if (ended.length === orphans.length) await fs.rm(path.join(root, token), { force: true });
+    if (ended.length < orphans.length) continue;
+    // The directory first: without an entry nobody would look for it.
+    await fs.rm(directoryOf(path.join(root, token)), { recursive: true, force: true });
+    await fs.rm(path.join(root, token), { force: true });
   }
   return endedCount;
+}
+
+function directoryOf(entry: string): string {
+  return `${entry}.d`;
 }
 
 async function readOwner(file: string): Promise<ProcessIdentity | undefined> {

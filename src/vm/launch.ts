@@ -1,5 +1,8 @@
 /** Launch: the one pipeline for cold boot, bake and clone. Acquire in order, hand over on success. */
 import { randomBytes } from "node:crypto";
+import { chmodSync, mkdirSync } from "node:fs";
+import fs from "node:fs/promises";
+import path from "node:path";
 import { BOOT_TIMEOUT_MS, CLONE_TIMEOUT_MS } from "../base/limits.ts";
 import { Scope } from "../base/scope.ts";
 import { GuestChannel } from "../channel/guest.ts";
@@ -10,8 +13,19 @@ import { confine, type ConfinedFile } from "../qemu/confine.ts";
 import { CONSOLE_FD, CONTROL_FD, machineArgs, type MachineSpec, type Memory, netFd, QMP_FD, type Start } from "../qemu/machine.ts";
 import { Qmp } from "../qemu/qmp.ts";
 import { Console } from "./console.ts";
-import { commandLineFor, type Hypervisor, isOwnEmulator, type LaunchRequest, type Origin, type TemplateFiles } from "./hypervisor.ts";
+import {
+  commandLineFor,
+  type Hypervisor,
+  isBooting,
+  isOwnEmulator,
+  type LaunchRequest,
+  type Origin,
+  type TemplateFiles,
+} from "./hypervisor.ts";
 import { Vm } from "./vm.ts";
+
+/** The user QEMU runs as opens the files in it. */
+const SAVES_MODE = 0o777;
 
 /**
  * Starts a VM and returns as soon as QEMU's process exists: requests may be written at once, they wait in the channel; `vm.ready` tells
@@ -28,10 +42,12 @@ export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): P
   await using scope = new Scope();
   const startedAt = performance.now();
   const id = `vm-${hypervisor.ownerToken}-${randomBytes(6).toString("hex")}`;
-  const hasConsole = request.onConsole !== undefined || request.origin.kind !== "clone", hasNet = request.hasNet ?? false;
+  const hasConsole = request.onConsole !== undefined || isBooting(request.origin), hasNet = request.hasNet ?? false;
   const group = VmCgroup.of(hypervisor.confinement, id);
   if (group) scope.use("cgroup", group);
-  const argv = commandOf(hypervisor, request, { id, hasConsole, ...(group ? { cgroupDirectory: group.directory } : {}) });
+  const savesDirectory = request.isSavable ? makeSavesDirectory(hypervisor, request, id) : undefined;
+  if (savesDirectory !== undefined) scope.defer("saves", () => fs.rm(savesDirectory, { recursive: true, force: true }));
+  const argv = commandOf(hypervisor, request, { id, hasConsole, savesDirectory, ...(group ? { cgroupDirectory: group.directory } : {}) });
   // Nothing in a QEMU is worth saving: it is killed at once.
   const child = scope.barrier(
     "qemu",
@@ -55,8 +71,9 @@ export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): P
     guest: new GuestChannel(controlPipe),
     console: new Console(hasConsole ? others[0] : undefined, child.stderr, request.onConsole),
     net: hasNet ? others.at(-1) : undefined,
+    savesDirectory,
     startedAt,
-    readyTimeoutMs: request.readyTimeoutMs ?? (request.origin.kind === "clone" ? CLONE_TIMEOUT_MS : BOOT_TIMEOUT_MS),
+    readyTimeoutMs: request.readyTimeoutMs ?? (isBooting(request.origin) ? BOOT_TIMEOUT_MS : CLONE_TIMEOUT_MS),
     owned: scope.move(),
   });
 }
@@ -64,7 +81,24 @@ export async function spawnVm(hypervisor: Hypervisor, request: LaunchRequest): P
 interface VmNames {
   readonly id: string;
   readonly hasConsole: boolean;
+  readonly savesDirectory: string | undefined;
   readonly cgroupDirectory?: string;
+}
+
+/**
+ * Where QEMU can write the machine to while it runs. It is there from the start, because nothing can be added to what a confined QEMU sees; the
+ * files in it are made by us, one for each save, and taken out of QEMU's sight afterwards.
+ */
+function makeSavesDirectory({ savesRoot }: Hypervisor, { origin }: LaunchRequest, id: string): string | undefined {
+  if (savesRoot === undefined || isBooting(origin)) return undefined;
+  const directory = path.join(savesRoot, id);
+  try {
+    mkdirSync(directory, { recursive: true });
+    chmodSync(directory, SAVES_MODE); // The umask took part of it.
+    return directory;
+  } catch {
+    return undefined; // A machine that cannot be saved runs all the same; saving it tells why.
+  }
 }
 
 /** The whole command, confinement outermost. */
@@ -94,6 +128,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
       { path: files.firmware.path, access: "ro" },
       { path: rootImage, access: "ro" },
       ...originFiles(hypervisor, request),
+      ...(vm.savesDirectory === undefined ? [] : [{ path: vm.savesDirectory, access: "rw" } as const]),
     ],
     keepFds: [QMP_FD, CONTROL_FD, ...(vm.hasConsole ? [CONSOLE_FD] : []), ...(spec.hasNet ? [netFd(spec)] : [])],
     memoryMiB: request.memoryMiB,
@@ -113,12 +148,15 @@ function originFiles(hypervisor: Hypervisor, { origin }: LaunchRequest): Confine
       return [...boot, ...templateFiles(origin.files, "rw")];
     case "clone":
       return templateFiles(origin.files, "ro");
+    case "restore":
+      return [origin.files.ramFile, origin.files.stateFile].map((path) => ({ path, access: "ro" }));
   }
 }
 
 function memoryOf(origin: Origin): Memory {
   if (origin.kind === "cold") return { kind: "anonymous" };
-  return { kind: "file", path: origin.files.ramFile, isShared: origin.kind === "bake" };
+  const offset = origin.kind === "restore" ? origin.files.ramOffset : 0;
+  return { kind: "file", path: origin.files.ramFile, offset, isShared: origin.kind === "bake" };
 }
 
 function templateFiles({ ramFile, stateFile, translationsFile }: TemplateFiles, access: "ro" | "rw"): ConfinedFile[] {
@@ -126,13 +164,13 @@ function templateFiles({ ramFile, stateFile, translationsFile }: TemplateFiles, 
 }
 
 function translationsOf(hypervisor: Hypervisor, { origin }: LaunchRequest): MachineSpec["translations"] {
-  if (origin.kind === "cold" || !isOwnEmulator(hypervisor)) return undefined;
+  if (origin.kind === "cold" || origin.kind === "restore" || !isOwnEmulator(hypervisor)) return undefined;
   const { translationsFile, bakeId } = origin.files;
   return { path: translationsFile, id: bakeId, isSaved: origin.kind === "bake" };
 }
 
 function startOf(hypervisor: Hypervisor, request: LaunchRequest): Start {
-  if (request.origin.kind === "clone") return { kind: "clone" };
+  if (!isBooting(request.origin)) return { kind: "clone", isPaused: request.origin.kind === "restore" };
   return {
     kind: "boot",
     kernel: hypervisor.files.kernel.path,

@@ -199,7 +199,7 @@ async function createFile(file: string, sizeBytes: number): Promise<void> {
 }
 
 /** Model and features of the host's CPU, as far as a guest with an accelerator can see them. */
-function hostCpu(): string {
+export function hostCpu(): string {
   try {
     const lines = readFileSync("/proc/cpuinfo", "utf8").split("\n\n", 1)[0]?.split("\n") ?? [];
     return lines.filter((line) => /^(vendor_id|cpu family|model|stepping|flags|Features|CPU \w+)\s*:/.test(line)).join("\n");

@@ -9,7 +9,7 @@ import { type Child, describeExit } from "../host/process.ts";
 import { type Qmp, QmpError } from "../qemu/qmp.ts";
 import { type QemuUsage, readUsage } from "../qemu/usage.ts";
 import type { Console } from "./console.ts";
-import type { LaunchRequest } from "./hypervisor.ts";
+import { isBooting, type LaunchRequest, type Origin } from "./hypervisor.ts";
 
 /** How much of the console's tail may appear in a message. */
 const MESSAGE_TAIL_CHARS = 600;
@@ -23,6 +23,8 @@ export interface VmParts {
   readonly guest: GuestChannel;
   readonly console: Console;
   readonly net?: Duplex | undefined;
+  /** Where its QEMU can save it, if anywhere. */
+  readonly savesDirectory: string | undefined;
   /** `performance.now()` just before the spawn. */
   readonly startedAt: number;
   readonly readyTimeoutMs: number;
@@ -68,7 +70,7 @@ export class Vm implements AsyncDisposable {
 
   /** It boots: nothing may be sent before it is ready. */
   get isCold(): boolean {
-    return this.#parts.request.origin.kind !== "clone";
+    return isBooting(this.#parts.request.origin);
   }
 
   /** `performance.now()` just before the spawn, or when it was greeted where that came later. */
@@ -96,6 +98,16 @@ export class Vm implements AsyncDisposable {
     await this.guest.hello({ id: `${this.id}-${this.#renewals}`, entropy: randomBytes(64), silenceMs: 0 }, signal);
   }
 
+  /** Memory of its guest. */
+  get memoryMiB(): number {
+    return this.#parts.request.memoryMiB;
+  }
+
+  /** Where its QEMU can save it, if anywhere. */
+  get savesDirectory(): string | undefined {
+    return this.#parts.savesDirectory;
+  }
+
   /** CPU time and peak memory of QEMU so far. */
   usage(): QemuUsage {
     return readUsage(this.child.pid);
@@ -116,7 +128,7 @@ export class Vm implements AsyncDisposable {
     const { origin } = this.#parts.request;
     using deadline = new Deadline(this.#parts.readyTimeoutMs, () => this.#timeoutError());
     // The load is awaited through the guest's answer; its own promise only tells why there is none.
-    const loaded = origin.kind === "clone" ? this.qmp.loadState(`file:${origin.files.stateFile}`) : Promise.resolve();
+    const loaded = this.#load(origin);
     void loaded.then(() => this.#hasLoaded = true, () => {}); // Its failure is `refused`.
     const refused = loaded.then(() => new Promise<never>(() => {}));
     const exited = abortable(new Promise<never>(() => {}), this.child.gone);
@@ -127,6 +139,12 @@ export class Vm implements AsyncDisposable {
     }
   }
 
+  #load(origin: Origin): Promise<unknown> {
+    if (origin.kind === "clone") return this.qmp.loadState(`file:${origin.files.stateFile}`);
+    if (origin.kind === "restore") return this.qmp.loadSaved(`file:${origin.files.stateFile}`, this.child.gone);
+    return Promise.resolve();
+  }
+
   async #meet(signal: AbortSignal): Promise<void> {
     if (this.isCold) await this.guest.announced(signal);
     await this.guest.hello({ id: this.id, entropy: randomBytes(64), silenceMs: 0 }, signal);
@@ -135,15 +153,14 @@ export class Vm implements AsyncDisposable {
   /** Why there is no machine, from whatever was noticed first. */
   async #startError(cause: unknown): Promise<unknown> {
     if (cause instanceof VmTimeoutError) return cause;
-    if (cause instanceof QmpError) return new SnapshotError(`Cannot start from the template: QEMU said "${cause.message}"`, { cause });
+    const action = this.#parts.request.origin.kind === "restore" ? "restore the checkpoint" : "start from the template";
+    if (cause instanceof QmpError) return new SnapshotError(`Cannot ${action}: QEMU said "${cause.message}"`, { cause });
     // The channel's end is noticed before the process's; the process knows why.
     await abortable(this.child.exited, AbortSignal.timeout(1000)).catch(() => {}); // Still alive: the channel alone broke.
     if (!this.child.gone.aborted) return cause;
     const status = await this.child.exited;
     const message = `QEMU ${describeExit(status)} before the guest was ready${this.#explanation()}`;
-    if (this.#parts.request.origin.kind === "clone" && status.signal === null) {
-      return new SnapshotError(`Cannot start from the template: ${message}`, { cause });
-    }
+    if (!this.isCold && status.signal === null) return new SnapshotError(`Cannot ${action}: ${message}`, { cause });
     if (status.signal === null && status.code !== 0) {
       return new SandboxDependencyError(`Cannot start a VM: ${message}`, { cause, hint: "`sbx doctor` checks each part." });
     }

@@ -12,6 +12,7 @@ import { LocalMachine } from "../../src/run/local_machine.ts";
 import { Session } from "../../src/run/session.ts";
 import { checkSession } from "../../src/run/session_request.ts";
 import type { Vm } from "../../src/vm/vm.ts";
+import { noCopies } from "../support/session_peer.ts";
 import { type Bench, clone } from "./cases.ts";
 import { measure, type Measurement, median, timed } from "./measure.ts";
 
@@ -200,7 +201,7 @@ export async function openMachine(bench: Bench, language: Language, memoryMiB: n
   await vm.ready;
   const request = checkSession({ language }, { timeoutSeconds: 30, memoryMb: memoryMiB, idleTimeoutSeconds: 3600 });
   const machine = new LocalMachine({ vm, template: undefined, onRelease: () => {} });
-  const session = new Session({ machine, request, log: silentLogger(), onEnd: () => {} });
+  const session = new Session({ machine, request, log: silentLogger(), copies: noCopies(), onEnd: () => {} });
   const directory = mkdtempSync(path.join(existsSync(MEMORY_DIRECTORY) ? MEMORY_DIRECTORY : os.tmpdir(), "sbx-bench-"));
   return {
     session,

@@ -7,6 +7,8 @@ import type { Frame } from "../../src/channel/wire.ts";
 import { Child } from "../../src/host/process.ts";
 import { Qmp } from "../../src/qemu/qmp.ts";
 import { LocalMachine } from "../../src/run/local_machine.ts";
+import { Copies } from "../../src/run/copies.ts";
+import type { CheckpointIndex } from "../../src/run/machine.ts";
 import { Session } from "../../src/run/session.ts";
 import { checkSession, type SessionRequest } from "../../src/run/session_request.ts";
 import { Console } from "../../src/vm/console.ts";
@@ -46,6 +48,23 @@ const TEMPLATE: Template = {
   bakeId: "",
 };
 
+/** For sessions that nobody copies. */
+export function noCopies(): Copies<Session> {
+  const unused = () => {
+    throw new Error("no copies here");
+  };
+  const machines = {
+    checkpoints: {} as CheckpointIndex,
+    checkMemory: unused,
+    lease: unused,
+    prepare: unused,
+    ready: unused,
+    [Symbol.asyncDispose]: unused,
+  };
+  const defaults = { timeoutSeconds: 30, memoryMb: 256, idleTimeoutSeconds: 300 };
+  return new Copies({ machines, defaults, closing: new AbortController().signal, open: unused, track: unused });
+}
+
 /** Opens a session of the session's own code on a machine that is none; closed when the test ends. */
 export async function openSessionPeer(t: TestContext, options: SessionPeerOptions = {}): Promise<SessionPeer> {
   const { channel, peer, received } = connect(options.onFrame, options.graces ?? SHORT);
@@ -59,6 +78,7 @@ export async function openSessionPeer(t: TestContext, options: SessionPeerOption
     guest: channel,
     console: new Console(undefined, null),
     startedAt: performance.now(),
+    savesDirectory: undefined,
     readyTimeoutMs: 1000,
     owned,
   });
@@ -77,6 +97,7 @@ export async function openSessionPeer(t: TestContext, options: SessionPeerOption
     machine,
     request: { ...checked, idleTimeoutSeconds: options.idleTimeoutSeconds ?? checked.idleTimeoutSeconds },
     log: silentLogger(),
+    copies: noCopies(),
     onEnd: () => {},
   });
   t.after(() => session.close());

@@ -43,6 +43,12 @@ const TABLE: Readonly<Record<string, Row>> = {
   CommunicationError: { code: "SBX_COMMUNICATION", retry: "safe", branch: T, make: plain("CommunicationError") },
   OutcomeUnknownError: { code: "SBX_OUTCOME_UNKNOWN", retry: "unknown", branch: T, make: plain("OutcomeUnknownError") },
   GuestAgentError: { code: "SBX_GUEST_AGENT", retry: "safe", branch: T, make: plain("GuestAgentError") },
+  NoneAcceptedError: {
+    code: "SBX_NONE_ACCEPTED",
+    retry: "never",
+    branch: P,
+    make: (message, options) => new errors.NoneAcceptedError(message, { outcomes: [], ...options }),
+  },
   OutputLimitError: { code: "SBX_OUTPUT_LIMIT", retry: "never", branch: P, make: withResult("OutputLimitError") },
   PackageNotAllowedError: { code: "SBX_PACKAGE_NOT_ALLOWED", retry: "never", branch: P, make: plain("PackageNotAllowedError") },
   SnapshotError: { code: "SBX_SNAPSHOT", retry: "safe", branch: T, make: plain("SnapshotError") },

@@ -17,11 +17,11 @@ const BOOT: MachineSpec = {
 };
 const CLONE: MachineSpec = {
   ...BOOT,
-  memory: { kind: "file", path: "/t/ram", isShared: false },
-  start: { kind: "clone" },
+  memory: { kind: "file", path: "/t/ram", offset: 0, isShared: false },
+  start: { kind: "clone", isPaused: false },
   console: "none",
 };
-const BAKE: MachineSpec = { ...BOOT, memory: { kind: "file", path: "/t/ram", isShared: true } };
+const BAKE: MachineSpec = { ...BOOT, memory: { kind: "file", path: "/t/ram", offset: 0, isShared: true } };
 const NET: MachineSpec = { ...CLONE, hasNet: true };
 const ALL = [BOOT, CLONE, BAKE, NET, { ...BOOT, hasNet: true }, { ...BOOT, console: "serial" }, { ...BOOT, arch: "aarch64" }, {
   ...CLONE,
@@ -80,7 +80,11 @@ test("a clone's net port leads to the next free descriptor where asked, and the 
 });
 
 test("a comma in a path is no separator", () => {
-  const spec = { ...BOOT, rootImage: "/a,readonly=off", memory: { kind: "file", path: "/b,share=on", isShared: false } } as const;
+  const spec = {
+    ...BOOT,
+    rootImage: "/a,readonly=off",
+    memory: { kind: "file", path: "/b,share=on", offset: 0, isShared: false },
+  } as const;
   assert.ok(valuesOf(spec, "-drive")[0]?.endsWith("file=/a,,readonly=off"));
   assert.match(valuesOf(spec, "-object")[0] ?? "", /mem-path=\/b,,share=on,share=off,/);
 });
