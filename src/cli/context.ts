@@ -5,7 +5,9 @@ import type { BuildOptions, BuildResult } from "../images/build.ts";
 import type { VerifiedFile } from "../images/verify.ts";
 import type { ExecutionEvent } from "../run/execution_stream.ts";
 import type { Scheduler } from "../run/scheduler.ts";
-import type { Session } from "../run/session.ts";
+import type { CheckpointOptions } from "../run/checkpoint.ts";
+import type { Checkpoint, Session } from "../run/session.ts";
+import type { CallOptions } from "../run/session_files.ts";
 import type { SessionProcess, SpawnOptions } from "../run/session_process.ts";
 import type { ExecOptions, SessionRequest } from "../run/session_request.ts";
 import type { FileAccess } from "../run/vm_files.ts";
@@ -46,6 +48,8 @@ export interface OpenOptions {
 export interface CliScheduler extends Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose> {
   /** As `Scheduler.session`. */
   session(request: SessionRequest): Promise<CliSession>;
+  /** As `Scheduler.checkpoints`. */
+  checkpoints(): Promise<CliCheckpoint[]>;
 }
 
 /** Calls of a session that commands make as they are. */
@@ -66,7 +70,16 @@ export interface CliSession extends Pick<Session, SessionCalls> {
   stream(code: string, options?: ExecOptions): AsyncIterable<ExecutionEvent>;
   /** As `Session.spawn`. */
   spawn(command: string, args?: readonly string[], options?: SpawnOptions): Promise<CliProcess>;
+  /** As `Session.checkpoint`. */
+  checkpoint(options?: CheckpointOptions): Promise<CliCheckpoint>;
+  /** As `Session.rollback`. */
+  rollback(to: CliCheckpoint | string, options?: CallOptions): Promise<void>;
+  /** As `Session.fork`. */
+  fork(count?: number, options?: CallOptions): Promise<CliSession[]>;
 }
+
+/** What commands need of a checkpoint. */
+export type CliCheckpoint = Pick<Checkpoint, "name" | "language" | "memoryMb" | "createdAt" | "sizeBytes" | "remove">;
 
 /** What commands need of a process in a session. */
 export type CliProcess = Pick<SessionProcess, "stdin" | "stdout" | "wait" | "resize" | "detach">;

@@ -75,7 +75,10 @@ export class Repl {
     try {
       for (;;) {
         const entered = await abortable(abortable(this.#read(), signal), failed.signal);
-        if (entered.type === "end") return EXIT.ok;
+        if (entered.type === "end") {
+          if (!this.#leaveCopy()) return EXIT.ok;
+          continue;
+        }
         if (entered.type === "cancelled") this.#hint(entered.text);
         else {
           const left = await this.#enter(entered.text);
@@ -137,10 +140,17 @@ export class Repl {
   async #enter(text: string): Promise<number | undefined> {
     if (text.trim() === "") return undefined;
     const left = leaving(text, this.#parts.vm.language);
-    if (left !== undefined) return left.exitCode ?? EXIT.ok;
-    if (isCommand(text)) return await this.#command(text) === "leave" ? EXIT.ok : undefined;
+    if (left !== undefined) return this.#leaveCopy() ? undefined : left.exitCode ?? EXIT.ok;
+    if (isCommand(text)) return await this.#command(text) === "leave" && !this.#leaveCopy() ? EXIT.ok : undefined;
     await this.#execute(text);
     return undefined;
+  }
+
+  /** In a copy of a VM, leaving is going back. */
+  #leaveCopy(): boolean {
+    const { vm, stderr } = this.#parts, isCopy = vm.leave();
+    if (isCopy) note(stderr, "back where the copy was made; the copy is gone");
+    return isCopy;
   }
 
   async #command(line: string): Promise<"leave" | void> {
@@ -224,6 +234,10 @@ export class Repl {
     const { vm, signal } = this.#parts;
     return {
       language,
+      checkpoints: async () => {
+        const named = await vm.namedCheckpoints().catch(() => []); // The command itself tells.
+        return [...[...vm.checkpoints.keys()].map(String), ...named.map(({ name }) => name ?? "")];
+      },
       ask: async (question) => {
         const stop = new AbortController();
         using _keys = this.#whileBusy(() => {

@@ -1,52 +1,17 @@
 /** REPL commands: what begins with a colon at the prompt. */
 import type { Language } from "../run/request.ts";
 import { TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
-import type { CliSession } from "./context.ts";
 import { printable, UsageError } from "./failure.ts";
-import type { Output } from "./output.ts";
 import type { Progress } from "./progress.ts";
+import { checkpoint, forget, fork, listCheckpoints, rollBack } from "./repl_checkpoints.ts";
+import type { ReplCommand, ReplWorld } from "./repl_command.ts";
 import { expandHome } from "./repl_paths.ts";
 import { note } from "./repl_run.ts";
-import type { ReplVm } from "./repl_vm.ts";
 import { nearest, wordsOf } from "./repl_words.ts";
 import { sizeOf, transferProgress } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
 import { downloadTree, type Transferred, uploadTree } from "./transfer.ts";
 import { checkDownload, checkUpload, STANDARD_OUTPUT } from "./transfer_spec.ts";
-
-/** What a word of a command is. */
-export type WordKind = "local" | "guest" | "guest-directory" | "language" | "command" | "number";
-
-/** What commands work on. */
-export interface ReplWorld {
-  readonly vm: ReplVm;
-  readonly stdout: Output;
-  readonly stderr: Output;
-  readonly progress: Progress;
-  /** Ends what the command does. */
-  readonly signal: AbortSignal;
-  /** Seconds that the code may run from now on. */
-  setTimeout(seconds: number): void;
-  /** Another language, or the same anew. */
-  changeVm(language: Language): Promise<void>;
-  /** Runs a shell in the terminal. Throws `UsageError` where there is no terminal. */
-  runShell(session: CliSession): Promise<void>;
-}
-
-/** A command. */
-export interface ReplCommand {
-  readonly name: string;
-  /** Other names of it. */
-  readonly aliases?: readonly string[];
-  /** Its words; those in brackets may be left out. */
-  readonly usage: string;
-  readonly words: readonly WordKind[];
-  /** How many of its words must be there. */
-  readonly wordsMin: number;
-  readonly help: string;
-  /** Does the work; `leave` ends the session. */
-  run(words: readonly string[], world: ReplWorld): Promise<"leave" | void>;
-}
 
 /** Every command, in the order of the help. */
 export const REPL_COMMANDS: readonly ReplCommand[] = [
@@ -93,6 +58,32 @@ export const REPL_COMMANDS: readonly ReplCommand[] = [
     help: "start a VM of another language in place of this one",
     run: ([name = ""], world) => world.changeVm(languageOf(name)),
   },
+  {
+    name: "checkpoint",
+    usage: "[NAME]",
+    words: ["checkpoint"],
+    wordsMin: 0,
+    help: "save the VM as it is: until the end of this prompt, or under a name until it is forgotten",
+    run: checkpoint,
+  },
+  {
+    name: "rollback",
+    usage: "[CHECKPOINT]",
+    words: ["checkpoint"],
+    wordsMin: 0,
+    help: "go back to a checkpoint, its number or name; default the newest",
+    run: rollBack,
+  },
+  {
+    name: "fork",
+    usage: "",
+    words: [],
+    wordsMin: 0,
+    help: "go on in a copy of the VM; :quit or Ctrl-D closes it and goes back",
+    run: fork,
+  },
+  { name: "checkpoints", usage: "", words: [], wordsMin: 0, help: "list the checkpoints", run: listCheckpoints },
+  { name: "forget", usage: "CHECKPOINT", words: ["checkpoint"], wordsMin: 1, help: "remove a checkpoint", run: forget },
   {
     name: "timeout",
     usage: "SECONDS",

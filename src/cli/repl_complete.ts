@@ -1,7 +1,8 @@
 /** REPL completion: what may stand at the cursor, of commands and files by ourselves, of names by the guest. */
 import type { Language } from "../run/request.ts";
 import type { CliSession } from "./context.ts";
-import { findCommand, REPL_COMMANDS, type WordKind } from "./repl_commands.ts";
+import type { WordKind } from "./repl_command.ts";
+import { findCommand, REPL_COMMANDS } from "./repl_commands.ts";
 import type { EditorAssist, Verdict } from "./repl_editor.ts";
 import { highlight, isCommand } from "./repl_highlight.ts";
 import type { Completion } from "./repl_menu.ts";
@@ -14,6 +15,8 @@ const LANGUAGES = ["python", "javascript", "raw"];
 /** What the help of a REPL needs. */
 export interface AssistSource {
   readonly language: Language;
+  /** Numbers and names of the checkpoints that there are. */
+  checkpoints(): Promise<readonly string[]>;
   /** Asks the session, and gives up when the user presses Ctrl-C: then, and when the session fails, undefined. */
   ask<T>(question: (session: CliSession, signal: AbortSignal) => Promise<T>): Promise<{ readonly answer: T } | "cancelled" | undefined>;
 }
@@ -73,6 +76,8 @@ async function candidatesOf(kind: WordKind, typed: string, source: AssistSource)
       return matching(LANGUAGES);
     case "command":
       return matching(REPL_COMMANDS.map((command) => command.name));
+    case "checkpoint":
+      return matching(await source.checkpoints());
     case "number":
       return [];
     case "local":

@@ -63,6 +63,7 @@ class Piped {
     const { vm, context: { stdout, stderr, signal }, display, isJson, isDebug } = this.#parts;
     const left = leaving(text, vm.language);
     if (left !== undefined) {
+      if (vm.leave()) return false;
       this.exitCode = left.exitCode ?? this.exitCode;
       return true;
     }
@@ -95,7 +96,7 @@ class Piped {
         },
         runShell: () => Promise.reject(new UsageError("Cannot open a shell: standard input and standard error must be a terminal")),
       });
-      return answer === "leave";
+      return answer === "leave" && !vm.leave();
     } catch (error) {
       signal.throwIfAborted();
       reportError(stderr, error, { isDebug });

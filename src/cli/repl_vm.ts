@@ -1,7 +1,7 @@
 /** REPL VM: the session that a prompt stands for. It starts while the user types already, and another can take its place. */
 import { abortable } from "../base/async.ts";
 import type { Language } from "../run/request.ts";
-import type { CliSession } from "./context.ts";
+import type { CliCheckpoint, CliSession } from "./context.ts";
 
 /** A session that answers so often is not closed for lack of use. */
 const KEEP_ALIVE_MS = 60_000;
@@ -12,83 +12,122 @@ export type OpenSession = (language: Language, signal: AbortSignal) => Promise<C
 /** What a `ReplVm` is made of. */
 export interface ReplVmOptions {
   readonly open: OpenSession;
+  /** The checkpoints with a name. */
+  readonly namedCheckpoints: () => Promise<readonly CliCheckpoint[]>;
   /** Called when everything is over: lets go of what sessions come from. */
   readonly close: () => Promise<void>;
   /** The session stays open as long as nobody types. */
   readonly isKeptAlive: boolean;
 }
 
-/** One session at a time. The caller owns it: disposing closes the session, or ends its opening. */
+/** A session that is there, or on its way. */
+interface Place {
+  readonly language: Language;
+  readonly opening: Promise<CliSession>;
+  readonly leaving: AbortController;
+  isReady: boolean;
+  timer: ReturnType<typeof setInterval> | undefined;
+}
+
+/** One session at a time, and those that it is a copy of. The caller owns it: disposing closes all of them, or ends an opening. */
 export class ReplVm implements AsyncDisposable {
-  readonly #open: OpenSession;
-  readonly #isKeptAlive: boolean;
-  readonly #close: () => Promise<void>;
+  readonly #options: ReplVmOptions;
   readonly #closings = new Set<Promise<void>>();
-  #language: Language;
-  #leaving = new AbortController();
-  #opening: Promise<CliSession>;
-  #isReady = false;
-  #timer: ReturnType<typeof setInterval> | undefined;
+  /** Those without a name, by the number that the user knows them by. */
+  readonly checkpoints = new Map<number, CliCheckpoint>();
+  #lastNumber = 0;
+  #newest: string | undefined;
+  /** The originals of copies, the outermost first. */
+  readonly #originals: Place[] = [];
+  #place: Place;
 
   /** Starts at once. */
   constructor(language: Language, options: ReplVmOptions) {
-    this.#open = options.open;
-    this.#close = options.close;
-    this.#isKeptAlive = options.isKeptAlive;
-    this.#language = language;
-    this.#opening = this.#start();
+    this.#options = options;
+    this.#place = this.#start(language);
   }
 
   /** What its session runs, or will run. */
   get language(): Language {
-    return this.#language;
+    return this.#place.language;
   }
 
   /** Has the session been opened? It may have ended since. */
   get isReady(): boolean {
-    return this.#isReady;
+    return this.#place.isReady;
+  }
+
+  /** The checkpoint made last, by name or number. */
+  get newestCheckpoint(): string | undefined {
+    return this.#newest;
   }
 
   /** The session, once it is open. Rejects when it could not be opened, and with the signal's reason when aborted. */
   session(signal?: AbortSignal): Promise<CliSession> {
-    return abortable(this.#opening, signal);
+    return abortable(this.#place.opening, signal);
   }
 
   /** Ends the session and starts another, without waiting for either. */
   replace(language: Language): void {
-    this.#end();
-    this.#language = language;
-    this.#leaving = new AbortController();
-    this.#opening = this.#start();
+    this.#end(this.#place);
+    this.#place = this.#start(language);
+  }
+
+  /** Goes on with a copy, which it owns from now on, until `leave`. */
+  enter(copy: CliSession): void {
+    this.#originals.push(this.#place);
+    this.#place = this.#placeOf(copy.language, () => Promise.resolve(copy));
+  }
+
+  /** Closes a copy and goes back to its original; false when the session is none. */
+  leave(): boolean {
+    const original = this.#originals.pop();
+    if (original === undefined) return false;
+    this.#end(this.#place);
+    this.#place = original;
+    return true;
+  }
+
+  /** Takes note of a checkpoint; returns what the user calls it. */
+  keep(checkpoint: CliCheckpoint): string {
+    if (checkpoint.name === undefined) this.checkpoints.set(++this.#lastNumber, checkpoint);
+    this.#newest = checkpoint.name ?? String(this.#lastNumber);
+    return this.#newest;
+  }
+
+  /** The checkpoints with a name, of this prompt or not. */
+  async namedCheckpoints(): Promise<readonly CliCheckpoint[]> {
+    return await this.#options.namedCheckpoints();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#end();
+    for (const place of [this.#place, ...this.#originals]) this.#end(place);
     await Promise.all(this.#closings);
-    await this.#close();
+    await this.#options.close();
   }
 
-  #start(): Promise<CliSession> {
-    this.#isReady = false;
-    const { signal } = this.#leaving;
-    const opening = Promise.try(() => this.#open(this.#language, signal));
+  #start(language: Language): Place {
+    return this.#placeOf(language, (signal) => this.#options.open(language, signal));
+  }
+
+  #placeOf(language: Language, open: (signal: AbortSignal) => Promise<CliSession>): Place {
+    const leaving = new AbortController(), { signal } = leaving;
+    const opening = Promise.try(() => open(signal));
+    const place: Place = { language, opening, leaving, isReady: false, timer: undefined };
     opening.then((session) => {
       if (signal.aborted) return;
-      this.#isReady = true;
-      if (this.#isKeptAlive) this.#keepAlive(session);
+      place.isReady = true;
+      if (!this.#options.isKeptAlive) return;
+      place.timer = setInterval(() => void session.ping().catch(() => {}), KEEP_ALIVE_MS); // The next call tells of its loss.
+      place.timer.unref?.();
     }, () => {}); // Whoever waits for the session sees it.
-    return opening;
+    return place;
   }
 
-  #keepAlive(session: CliSession): void {
-    this.#timer = setInterval(() => void session.ping().catch(() => {}), KEEP_ALIVE_MS); // The next call tells of its loss.
-    this.#timer.unref?.();
-  }
-
-  #end(): void {
-    clearInterval(this.#timer);
-    this.#leaving.abort(new DOMException("The session was given up", "AbortError"));
-    const closing = this.#opening.then((session) => session.close(), () => {}); // What is not open need not be closed.
+  #end({ opening, leaving, timer }: Place): void {
+    clearInterval(timer);
+    leaving.abort(new DOMException("The session was given up", "AbortError"));
+    const closing = opening.then((session) => session.close(), () => {}); // What is not open need not be closed.
     const done = closing.catch(() => {}).finally(() => this.#closings.delete(done)); // Its VM dies with this process at the latest.
     this.#closings.add(done);
   }

@@ -110,6 +110,7 @@ function startVm(context: CliContext, options: SessionOptions, { onProgress, onT
   let scheduler: Promise<CliScheduler> | undefined;
   return new ReplVm(options.language, {
     isKeptAlive: !context.env[IDLE_VARIABLE],
+    namedCheckpoints: async () => await (await (scheduler ??= context.openScheduler(opening))).checkpoints(),
     open: async (language, leaving) => {
       scheduler ??= context.openScheduler(opening);
       const signal = AbortSignal.any([leaving, context.signal]);

@@ -67,7 +67,23 @@ testTerminal(":help, :processes and :quit do what the help says of them", async 
   {
     await using repl = await prompt({ directory, args: ["-q"] });
     const help = await repl.line(":help", /Ctrl-D[^\n]*\npy>$/);
-    const names = ["upload", "download", "files", "processes", "shell", "reset", "lang", "timeout", "help", "quit"];
+    const names = [
+      "upload",
+      "download",
+      "files",
+      "processes",
+      "shell",
+      "reset",
+      "lang",
+      "checkpoint",
+      "rollback",
+      "fork",
+      "checkpoints",
+      "forget",
+      "timeout",
+      "help",
+      "quit",
+    ];
     for (const name of names) assert.match(help, new RegExp(`^:${name}\\b.* {2}\\S`, "m"), name);
     await repl.terminal.press("C-l");
     await repl.line(":help lang", /:lang LANGUAGE\n {2}start a VM of another language[^\n]*\npy>$/);
@@ -133,6 +149,35 @@ testPiped("commands work without a terminal: files in and out, lists, another la
     ]
   ) assert.match(stderr, says);
   assert.equal(code, 2, "the last that failed was a command that could not be run");
+});
+
+testTerminal(
+  ":checkpoint, :rollback and :fork at a prompt: what was typed since is gone, and a copy is left for its original",
+  async (t) => {
+    const directory = temporaryDirectory(t);
+    await using repl = await prompt({ directory, args: ["-q"], size: { columns: 140, rows: 40 } });
+    await repl.line("n = 1", /n = 1\npy>$/);
+    await repl.line(":checkpoint first", /\ncheckpoint first, [\d.]+ MB, kept until :forget[^]*\npy>$/);
+    await repl.line("n = 2", /n = 2\npy>$/);
+    await repl.line(":fork", /\nthis is a copy; :quit or Ctrl-D closes it[^\n]*\npy>$/);
+    await repl.line("n += 40; n", /\n42\npy>$/);
+    await repl.line(":quit", /\nback where the copy was made; the copy is gone\npy>$/);
+    await repl.line("n", /py> n\n2\npy>$/);
+    await repl.line(":rollback", /\nas it was at checkpoint first\npy>$/);
+    await repl.line("n", /py> n\n1\npy>$/);
+    await repl.leave();
+  },
+);
+
+testPiped("a checkpoint with a name is there for the next prompt, of the same language, until it is forgotten", async (t) => {
+  const directory = temporaryDirectory(t);
+  const made = await piped(directory, ["n = 7", ":checkpoint kept", ":checkpoints"], ["-q"]);
+  assert.deepEqual([made.code, made.stderr.match(/checkpoint kept, [\d.]+ MB/)?.length], [0, 1], made.stderr);
+  assert.match(made.stdout, /^kept {2}\d{4}-\d\d-\d\d \d\d:\d\d {2}python {6}256 MB of memory, [\d.]+ MB\n$/);
+  const used = await piped(directory, [":rollback kept", "n", ":lang sh", ":rollback kept", ":forget kept", ":checkpoints"], ["-q"]);
+  assert.equal(used.stdout, "7\n");
+  assert.match(used.stderr, /must be of a raw session with 256 MB, got one of a python session with 256 MB/);
+  assert.match(used.stderr, /checkpoint kept is removed\nno checkpoints\n$/);
 });
 
 testPiped("options reach the session's VM, and --debug shows its boot and the host's log", async (t) => {

@@ -1,6 +1,6 @@
 /** A context without a process: what commands write is collected, what they run is up to the test. */
 import { Buffer } from "node:buffer";
-import type { CliContext, CliImages, CliScheduler, CliSession, CliTerminal, OpenOptions } from "../../../src/cli/context.ts";
+import type { CliCheckpoint, CliContext, CliImages, CliScheduler, CliSession, CliTerminal, OpenOptions } from "../../../src/cli/context.ts";
 import type { Check } from "../../../src/cli/doctor_report.ts";
 import { Line, type Output } from "../../../src/cli/output.ts";
 import { runProgram } from "../../../src/cli/program.ts";
@@ -71,6 +71,8 @@ export interface World {
   readonly signal?: AbortSignal;
   readonly run?: (request: RunRequest, options: OpenOptions) => Promise<ExecutionResult>;
   readonly open?: (options: OpenOptions) => Promise<CliScheduler>;
+  /** Those with a name. */
+  readonly checkpoints?: readonly CliCheckpoint[];
   readonly session?: (request: SessionRequest, options: OpenOptions) => Promise<CliSession>;
   readonly terminal?: CliTerminal;
   readonly env?: Readonly<Record<string, string>>;
@@ -102,6 +104,7 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
     },
     prepare: () => Promise.resolve(),
     session: (request) => world.session?.(request, options) ?? Promise.reject(new Error("this test has no sessions")),
+    checkpoints: () => Promise.resolve([...world.checkpoints ?? []]),
     [Symbol.asyncDispose]: () => {
       closed += 1;
       return Promise.resolve();

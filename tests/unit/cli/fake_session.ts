@@ -1,8 +1,9 @@
 /** A session without a VM: what code does is up to the test; files are a map; processes are streams. */
 import fs from "node:fs/promises";
-import { SandboxFileError, SessionClosedError } from "../../../src/base/errors.ts";
-import type { CliProcess, CliSession } from "../../../src/cli/context.ts";
+import { SandboxFileError, SessionClosedError, SnapshotError } from "../../../src/base/errors.ts";
+import type { CliCheckpoint, CliProcess, CliSession } from "../../../src/cli/context.ts";
 import type { CodeState, Completion } from "../../../src/run/assist.ts";
+import type { CheckpointOptions } from "../../../src/run/checkpoint.ts";
 import type { ExecutionEvent } from "../../../src/run/execution_stream.ts";
 import type { FileSource } from "../../../src/run/file_source.ts";
 import type { Language } from "../../../src/run/request.ts";
@@ -27,6 +28,8 @@ export interface FakeSessionOptions {
   readonly complete?: (code: string) => Completion;
   readonly files?: Readonly<Record<string, string>>;
   readonly processes?: readonly ProcessInfo[];
+  /** Those with a name. */
+  readonly checkpoints?: CliCheckpoint[];
 }
 
 /** Ends an execution with `fields` in its result. */
@@ -41,6 +44,7 @@ export class FakeSession implements CliSession {
   /** Code in the order it came, and with which options. */
   readonly executed: Array<{ readonly code: string; readonly options: ExecOptions }> = [];
   readonly files: Map<string, string>;
+  readonly copies: FakeSession[] = [];
   interrupts = 0;
   pings = 0;
   shell: FakeShell | undefined;
@@ -145,8 +149,53 @@ export class FakeSession implements CliSession {
     return this.shell;
   }
 
+  async checkpoint({ name }: CheckpointOptions = {}): Promise<FakeCheckpoint> {
+    const kept = this.#options.checkpoints ?? [];
+    const onRemove = () => void (kept.includes(checkpoint) && kept.splice(kept.indexOf(checkpoint), 1));
+    const checkpoint = new FakeCheckpoint(name, new Map(this.files), onRemove);
+    if (name !== undefined) kept.push(checkpoint);
+    return checkpoint;
+  }
+
+  async rollback(to: CliCheckpoint | string): Promise<void> {
+    const found = typeof to === "string" ? this.#options.checkpoints?.find(({ name }) => name === to) : to;
+    if (!(found instanceof FakeCheckpoint) || found.isRemoved) throw new SnapshotError("Cannot roll back: it was removed");
+    this.files.clear();
+    for (const [name, content] of found.files) this.files.set(name, content);
+  }
+
+  async fork(count = 2): Promise<FakeSession[]> {
+    const files = Object.fromEntries(this.files);
+    const made = Array.from({ length: count }, () => new FakeSession({ ...this.#options, language: this.language, files }));
+    this.copies.push(...made);
+    return made;
+  }
+
   async close(): Promise<void> {
     this.closed = true;
+  }
+}
+
+/** Files as they were. */
+export class FakeCheckpoint implements CliCheckpoint {
+  readonly name: string | undefined;
+  readonly files: ReadonlyMap<string, string>;
+  readonly language = "python";
+  readonly memoryMb = 256;
+  readonly createdAt: Date = new Date(0);
+  readonly sizeBytes = 134_000_000;
+  isRemoved = false;
+  readonly #onRemove: () => void;
+
+  constructor(name: string | undefined, files: ReadonlyMap<string, string>, onRemove: () => void) {
+    this.name = name;
+    this.files = files;
+    this.#onRemove = onRemove;
+  }
+
+  async remove(): Promise<void> {
+    this.isRemoved = true;
+    this.#onRemove();
   }
 }
 

@@ -48,6 +48,7 @@ function installed(replaced: Partial<CliImages> = {}) {
     Promise.resolve({
       run: () => Promise.reject(new Error("nothing is to run")),
       session: () => Promise.reject(new Error("nothing is to run")),
+      checkpoints: () => Promise.resolve([]),
       prepare: (language) => Promise.resolve(void prepared.push(language)),
       [Symbol.asyncDispose]: () => Promise.resolve(void prepared.push("closed")),
     });
