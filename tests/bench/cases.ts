@@ -148,7 +148,8 @@ export async function clone(bench: Bench, language: Language, memoryMiB = MEMORY
   return await launch(bench.hypervisor, { language, memoryMiB, origin: { kind: "clone", files } });
 }
 
-async function execute(vm: Vm, code: string): Promise<void> {
+/** Runs code on a machine. Throws when it fails. */
+export async function execute(vm: Vm, code: string): Promise<void> {
   const reply = await vm.guest.exec({ code, env: {}, timeoutMs: 10_000 }, { onOutput: () => {} });
   if (reply.exitCode !== 0) throw new Error(`exit code ${reply.exitCode}`);
 }

@@ -4,6 +4,7 @@ import process from "node:process";
 import type { Language } from "../../src/mod.ts";
 import { coldBoot, commandLineRun, executeNothing, floor, idleMemory, openBench, schedulerOpen, version } from "./cases.ts";
 import { destroy, manyAtOnce, manyWithPool, runFromSpare, runFromTemplate, runWarm, tenthClone } from "./ahead_cases.ts";
+import { copies, savePause } from "./checkpoint_cases.ts";
 import { type Measurement, median, quantile } from "./measure.ts";
 import { executeBesideEcho, guestMemory, largeTransfers, longSession, outputDelay, smallFiles } from "./session_cases.ts";
 
@@ -43,6 +44,7 @@ add(...await version(repetitions), ...await commandLineRun(repetitions));
 add(...await executeBesideEcho(bench, 10 * repetitions), await outputDelay(bench, 3 * repetitions));
 add(...await largeTransfers(bench, Math.ceil(repetitions / 4)), ...await guestMemory(bench, 2));
 add(...await smallFiles(bench, Math.ceil(repetitions / 4)), ...await longSession(bench, 500 * repetitions));
+add(await savePause(bench, repetitions), ...await copies(repetitions));
 // A second look at the floor: the machine is shared, and a floor that moved says how far the ratios can be trusted.
 add({ ...await floor(bench, 2 * repetitions), name: "F again, at the end" });
 
