@@ -147,9 +147,15 @@ export class Session implements AsyncDisposable, FileAccess {
     });
   }
 
-  /** Interrupts the running execution as Ctrl-C would; false when nothing runs. Code may ignore it: a time-out or an abort it cannot. */
+  /**
+   * Interrupts the running execution as Ctrl-C would, one that waits for a CPU slot when it has begun; false when nothing runs. Code may ignore it: a
+   * time-out or an abort it cannot.
+   */
   async interrupt(): Promise<boolean> {
-    return await this.#core.use(() => abortable(this.#core.guest.interrupt(), this.#core.ended));
+    return await this.#core.use(async () => {
+      if (this.#core.starting) await this.#core.starting;
+      return await abortable(this.#core.guest.interrupt(), this.#core.ended);
+    });
   }
 
   /** The milliseconds that the guest takes to answer. */

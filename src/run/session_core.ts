@@ -25,6 +25,7 @@ export class SessionCore {
   /** Aborts when the session has ended, for whatever reason: what waits ends with it. */
   readonly #ended = new AbortController();
   #machine: Machine;
+  #starting: Promise<void> | undefined;
   #background = new BackgroundOutput();
   /** Calls beside the executions that are under way. */
   #callCount = 0;
@@ -52,6 +53,11 @@ export class SessionCore {
   /** Output that came while nothing ran. */
   get background(): BackgroundOutput {
     return this.#background;
+  }
+
+  /** While the code whose turn it is waits for a CPU slot: settles when it was sent, or never will be. */
+  get starting(): Promise<void> | undefined {
+    return this.#starting;
   }
 
   get isClosed(): boolean {
@@ -100,7 +106,7 @@ export class SessionCore {
       signal?.throwIfAborted();
       using _turn = this.#turns.tryAcquire() ?? await this.#granted(this.#turns.acquire(signal));
       const slot = this.#machine.occupy(signal);
-      using _slot = slot instanceof Promise ? await this.#granted(slot) : slot;
+      using _slot = slot instanceof Promise ? await this.#started(slot) : slot;
       try {
         return await work();
       } catch (error) {
@@ -161,6 +167,18 @@ export class SessionCore {
     this.#ended.abort(this.#closing.signal.aborted ? this.#closing.signal.reason : closedError(why));
     this.#machine.release();
     this.#parts.onEnd();
+  }
+
+  /** A slot that is waited for. What is done with it at once is done before `starting` settles. */
+  async #started(slot: Promise<Disposable>): Promise<Disposable> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#starting = promise;
+    try {
+      return await this.#granted(slot);
+    } finally {
+      this.#starting = undefined;
+      setTimeout(resolve); // Behind all that follows the grant.
+    }
   }
 
   /** What is waited for in a line, unless the session ends first. */

@@ -34,6 +34,8 @@ export interface SessionPeerOptions {
   /** Below what a caller may ask for, where a test waits for it. */
   readonly idleTimeoutSeconds?: number;
   readonly graces?: typeof SHORT;
+  /** CPU slots; default: there is always one. */
+  readonly occupy?: (signal: AbortSignal | undefined) => Disposable | Promise<Disposable>;
 }
 
 /** What the machine would be a clone of. */
@@ -87,6 +89,7 @@ export async function openSessionPeer(t: TestContext, options: SessionPeerOption
   const machine = new LocalMachine({
     vm,
     template: TEMPLATE,
+    ...(options.occupy ? { occupy: options.occupy } : {}),
     onRelease: () => {
       releases += 1;
       // As a supply does: nobody waits for the death here, but the test's end does.

@@ -60,6 +60,32 @@ test("session: an interrupt made after an execution is sent after it", async (t)
   assert.deepEqual(opens(received).map((frame) => parsed(frame).method), ["exec", "interrupt"]);
 });
 
+test("session: an interrupt of code that waits for a CPU slot is sent when the code was, and at once when that is given up", async (t) => {
+  const slot = Promise.withResolvers<Disposable>(), first = [slot.promise];
+  const never = (signal: AbortSignal | undefined) =>
+    new Promise<never>((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
+  const { session, received } = await openSessionPeer(t, {
+    occupy: (signal) => first.shift() ?? never(signal),
+    onFrame: (frame, peer) => {
+      if (frame.kind !== KIND.open || parsed(frame).method !== "interrupt") return;
+      const isRunning = opens(received).length === 2;
+      peer.send(frame.stream, KIND.result, json({ interrupted: isRunning }));
+      if (isRunning) peer.send(1, KIND.result, json({ ...REPLY, exitCode: 130 }));
+    },
+  });
+  const running = session.exec("x"), interrupted = session.interrupt();
+  await sleep(5);
+  assert.deepEqual(received, [], "neither was sent yet");
+  slot.resolve({ [Symbol.dispose]() {} });
+  assert.deepEqual([await interrupted, (await running).exitCode], [true, 130]);
+  assert.deepEqual(opens(received).map((frame) => parsed(frame).method), ["exec", "interrupt"]);
+  const controller = new AbortController(), givenUp = new Error("enough");
+  const waiting = session.exec("y", { signal: controller.signal }), late = session.interrupt();
+  controller.abort(givenUp);
+  await assert.rejects(waiting, (error) => error === givenUp);
+  assert.equal(await settled(late, "the interrupt"), false);
+});
+
 test("session: a thousand interrupts and pings at once all come back", async (t) => {
   const { session } = await openSessionPeer(t, {
     onFrame: (frame, peer) => peer.send(frame.stream, KIND.result, json({ interrupted: false })),
