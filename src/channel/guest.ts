@@ -16,7 +16,7 @@ import type { DisplayData } from "../base/result.ts";
 import { DisplayReader } from "./display.ts";
 import { GuestFiles } from "./guest_files.ts";
 import { GuestProcesses } from "./guest_processes.ts";
-import { type DataHandler, Mux, type MuxStream } from "./mux.ts";
+import { type DataHandler, type HandOver, Mux, type MuxStream } from "./mux.ts";
 import { BodySource, callAnswer, type CallTurn, environmentBlock, type Graces, type Message, stopStream } from "./stream_io.ts";
 import { concat, DATA_FLAG, WireError } from "./wire.ts";
 
@@ -106,10 +106,10 @@ export class GuestChannel {
   #acknowledged: PromiseWithResolvers<void> | undefined;
   #awaitedId = "";
 
-  /** Speaks over `pipe`, whose other end the agent's control port is. */
-  constructor(pipe: Duplex, graces: Graces = GRACES) {
+  /** Speaks over `pipe`, whose other end the agent's control port is. `firstStream` is what `handOver` gave for one that was another's. */
+  constructor(pipe: Duplex, graces: Graces = GRACES, firstStream = 1) {
     this.#graces = graces;
-    this.#mux = new Mux(pipe, (payload) => this.#onHello(payload));
+    this.#mux = new Mux(pipe, (payload) => this.#onHello(payload), firstStream);
     this.files = new GuestFiles(this.#mux, graces);
     this.processes = new GuestProcesses(this.#mux, graces);
     this.#announced.promise.catch(() => {}); // A clone announces nothing; nobody waits then.
@@ -246,6 +246,11 @@ export class GuestChannel {
   /** After `hold`: both sides go on, with everything that waited. The guest's clock is set and its generators are renewed. */
   async resume(entropy: Uint8Array): Promise<void> {
     await this.hello({ id: this.#awaitedId, entropy, silenceMs: 0 });
+  }
+
+  /** Lets another speak to a guest that has nothing to do; this end only tells of its loss from then on. */
+  handOver(): HandOver {
+    return this.#mux.handOver();
   }
 
   /** Stops speaking; what waits for the guest ends with `reason`. The machine itself is its owner's. */

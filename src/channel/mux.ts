@@ -1,6 +1,6 @@
 /** Mux: streams over one byte pipe, each direction of each with its own credit. */
 import type { Duplex } from "node:stream";
-import { CommunicationError, messageOf } from "../base/errors.ts";
+import { assert, CommunicationError, messageOf } from "../base/errors.ts";
 import { FRAME_MAX_BYTES, STREAM_CREDIT_BYTES, STREAMS_MAX } from "../base/limits.ts";
 import { concat, decodeCredit, encodeCredit, encodeFrame, type Frame, FrameDecoder, KIND, type Kind, WireError } from "./wire.ts";
 
@@ -18,22 +18,34 @@ export type Answer = { readonly kind: "result" | "error"; readonly payload: Uint
  */
 export type DataHandler = (flags: number, payload: Uint8Array) => void | Promise<void>;
 
+/** A channel as another takes it up. */
+export interface HandOver {
+  /** Nobody reads it; what comes waits in it. */
+  readonly pipe: Duplex;
+  readonly firstStream: number;
+}
+
 /** The host's end of the channel. A failure of the pipe or of the peer ends every stream at once. */
 export class Mux {
   readonly #pipe: Duplex;
+  readonly #onData = (chunk: Uint8Array) => this.#receive(chunk);
   readonly #decoder = new FrameDecoder();
   readonly #streams = new Map<number, MuxStream>();
   readonly #closed = new AbortController();
   readonly #onHello: (payload: Uint8Array) => void;
   #outgoing: Uint8Array[] = [];
   #isHeld = false;
-  #nextStream = 1;
+  #nextStream: number;
 
-  /** Reads `pipe` from now on; `onHello` gets the payload of each HELLO of the guest and may throw `WireError`. */
-  constructor(pipe: Duplex, onHello: (payload: Uint8Array) => void) {
+  /**
+   * Reads `pipe` from now on; `onHello` gets the payload of each HELLO of the guest and may throw `WireError`. `firstStream` is what `handOver`
+   * gave for a pipe that was another's.
+   */
+  constructor(pipe: Duplex, onHello: (payload: Uint8Array) => void, firstStream = 1) {
     this.#pipe = pipe;
     this.#onHello = onHello;
-    pipe.on("data", (chunk: Uint8Array) => this.#receive(chunk));
+    this.#nextStream = firstStream;
+    pipe.on("data", this.#onData);
     // A guest that only stops speaking is as lost as one that has gone.
     for (const event of ["end", "close"]) {
       pipe.on(event, () => this.#close(new CommunicationError("Cannot reach the guest: the control channel was closed")));
@@ -88,6 +100,19 @@ export class Mux {
   /** Ends every stream, with `reason`, and stops reading. The pipe itself belongs to whoever made it. */
   close(reason = new CommunicationError("Cannot reach the guest: the control channel was closed by us")): void {
     this.#close(reason);
+  }
+
+  /**
+   * Stops reading, so that another may speak to the guest from here on: returns the pipe and the first stream that has not been used. No stream may be
+   * open. `closed` still aborts with the pipe.
+   */
+  handOver(): HandOver {
+    this.#closed.signal.throwIfAborted();
+    assert(this.#streams.size === 0 && this.#decoder.pendingBytes === 0, "a channel is handed over while it is in use");
+    this.#flush();
+    this.#pipe.pause();
+    this.#pipe.off("data", this.#onData);
+    return { pipe: this.#pipe, firstStream: this.#nextStream };
   }
 
   #flush(): void {

@@ -182,6 +182,12 @@ export class FileLock implements AsyncDisposable {
   }
 }
 
+/** The living process that holds the lock; undefined when none does. */
+export async function lockHolder(file: string): Promise<ProcessIdentity | undefined> {
+  const holder = (await readLock(file))?.holder;
+  return holder && isSameProcess(holder) ? holder : undefined;
+}
+
 interface Holder extends ProcessIdentity {
   readonly token: string;
 }

@@ -171,3 +171,25 @@ test("mux: a guest cannot send beyond its credit by being held back", async () =
   for (let count = 0; count < 5; count++) guest(stream.id, KIND.data, DATA_FLAG.stdout, new Uint8Array(65_536));
   await assert.rejects(stream.answer, CommunicationError);
 });
+
+test("mux: a channel is handed over when no stream is open, with what was said last, and another takes it up", async () => {
+  const { mux, pipe, sent, guest } = pair();
+  const first = mux.open({ method: "x" });
+  assert.throws(() => mux.handOver(), /while it is in use/);
+  guest(first.id, KIND.result);
+  await first.answer;
+  mux.hello({ id: "last" });
+  const { firstStream } = mux.handOver();
+  assert.deepEqual([firstStream, sent.at(-1)?.kind], [first.id + 1, KIND.hello]);
+  guest(first.id, KIND.credit, 0, encodeCredit(1)); // Crossed on the way: waits for whoever reads next.
+  const next = new Mux(pipe, () => {}, firstStream);
+  pipe.resume();
+  const stream = next.open({ method: "y" });
+  assert.equal(stream.id, firstStream);
+  guest(stream.id, KIND.result);
+  assert.equal((await stream.answer).kind, "result");
+  pipe.push(null);
+  await turn();
+  assert.ok(mux.closed.aborted && next.closed.aborted, "both know the end");
+  assert.throws(() => mux.handOver(), CommunicationError);
+});
