@@ -11,7 +11,7 @@
  *
  * @module
  */
-export { Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
+export { type ConnectOptions, Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
 export type { OutputCallback } from "./run/check.ts";
 export type { FileHook, Language, RunRequest } from "./run/request.ts";
 export type { FileAccess } from "./run/vm_files.ts";

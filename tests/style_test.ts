@@ -15,6 +15,7 @@ const RANK: Readonly<Record<string, number>> = {
   images: 2,
   admission: 2,
   cache: 2,
+  link: 2,
   net: 3,
   vm: 3,
   packages: 3,

@@ -1,10 +1,12 @@
 /** Scheduler: the library's entry. Owns everything that runs on its behalf. */
+import { existsSync } from "node:fs";
 import process from "node:process";
-import { SessionClosedError } from "../base/errors.ts";
+import { SessionClosedError, shown, VmConfigError } from "../base/errors.ts";
 import { lineLogger, type Logger } from "../base/log.ts";
 import { resolveConfig, type ResolvedConfig, type SchedulerConfig } from "../config/config.ts";
+import { placeOf, placeOfSocket, type ServerPlace } from "../link/place.ts";
 import type { BakeProgress } from "./bake.ts";
-import { checkMemory } from "./check.ts";
+import { checkFields, checkMemory, checkSignal } from "./check.ts";
 import { CheckpointOf, type RestoreOptions } from "./checkpoint.ts";
 import { Copies } from "./copies.ts";
 import type { Machine, MachineSource } from "./machine.ts";
@@ -15,7 +17,7 @@ import { runOnce } from "./run_once.ts";
 import { type Checkpoint, Session } from "./session.ts";
 import { type CheckedSessionRequest, checkSession, type SessionDefaults, type SessionRequest } from "./session_request.ts";
 import type { RunContext } from "./start_vm.ts";
-import { Supply } from "./supply.ts";
+import type { SupplyHooks } from "./supply.ts";
 
 /** What only programs built on the library set. */
 export interface SchedulerHooks {
@@ -23,7 +25,28 @@ export interface SchedulerHooks {
   readonly log?: Logger;
   /** Told about each step while a template is made, which takes seconds and happens once per language and memory size. */
   readonly onProgress?: (progress: BakeProgress) => void;
+  /**
+   * For `open`: let the server of `sbx serve` make the VMs when one of this version and configuration answers within milliseconds, and this
+   * process do it otherwise, or from the moment on at which the server has gone. Default false.
+   */
+  readonly isServerUsed?: boolean;
 }
+
+/** Which server to connect to, and what requests get that say nothing. */
+export interface ConnectOptions extends Pick<SchedulerConfig, "defaultMemoryMb" | "defaultTimeoutSeconds" | "sessionIdleTimeoutSeconds"> {
+  /** The server's socket, in a directory that has its secret too. Default: that of the server for this environment's cache directory. */
+  readonly socketPath?: string | undefined;
+  /** Ends the waiting for the server; the call rejects with its reason. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+const CONNECT_FIELDS: ReadonlySet<string> = new Set<keyof ConnectOptions>([
+  "defaultMemoryMb",
+  "defaultTimeoutSeconds",
+  "sessionIdleTimeoutSeconds",
+  "socketPath",
+  "signal",
+]);
 
 /**
  * Runs code in VMs. Two schedulers in one process do not see each other.
@@ -64,10 +87,37 @@ export class Scheduler implements AsyncDisposable {
    * for a bad field and `AssetError` when the images are missing. The caller owns it: `await using`, or `close()`.
    */
   static async open(config: SchedulerConfig = {}, hooks: SchedulerHooks = {}): Promise<Scheduler> {
-    const resolved = resolveConfig(config);
-    const log = hooks.log ?? lineLogger(resolved.logLevel, (line) => process.stderr.write(`${line}\n`));
-    const supply = await Supply.open(resolved, { log, ...(hooks.onProgress ? { onProgress: hooks.onProgress } : {}) });
-    return new Scheduler(resolved, supply, log);
+    const resolved = resolveConfig(config), own = ownHooks(hooks, resolved);
+    const openSupply = async () => await (await import("./supply.ts")).Supply.open(resolved, own);
+    const place = hooks.isServerUsed ? placeOf(resolved.cacheDir) : undefined;
+    // Where no server runs this look is all that it costs.
+    if (place === undefined || !existsSync(place.socket)) return new Scheduler(resolved, await openSupply(), own.log);
+    const { nearestMachines } = await import("./nearest_machines.ts");
+    return new Scheduler(resolved, await nearestMachines({ place, config: resolved, hooks: own, openSupply }), own.log);
+  }
+
+  /**
+   * Connects to the server of `sbx serve`: the same object, with the same calls and results, and VMs that may be warm. What the server makes VMs
+   * from and how many it admits is its own configuration; `close` ends what this scheduler has started and leaves the server alone. When the
+   * server goes, its VMs go with it: calls then reject with `CommunicationError`, those under way with `OutcomeUnknownError`, and those of
+   * sessions with `SessionClosedError`. Throws `CommunicationError` when no server answers, `SandboxDependencyError` when it is of another
+   * version, and `SocketAuthError` when it or its directory cannot be trusted.
+   *
+   * @example
+   * ```ts
+   * import { Scheduler } from "@exec-sandbox/sbx";
+   * await using scheduler = await Scheduler.connect();
+   * const result = await scheduler.run({ code: "print('hi')", language: "python" });
+   * console.log(result.stdout, result.timing.totalMs);
+   * ```
+   */
+  static async connect(options: ConnectOptions = {}, hooks: Omit<SchedulerHooks, "isServerUsed"> = {}): Promise<Scheduler> {
+    const { socketPath, signal, ...defaults } = checkFields("connect", options, CONNECT_FIELDS);
+    checkSignal("connect", signal);
+    const resolved = resolveConfig(defaults), own = ownHooks(hooks, resolved);
+    const place = socketPath === undefined ? placeOf(resolved.cacheDir) : checkSocketPath(socketPath);
+    const { RemoteMachines } = await import("./remote_machines.ts");
+    return new Scheduler(resolved, await RemoteMachines.connect(place, own, { signal }), own.log);
   }
 
   /**
@@ -185,4 +235,16 @@ export class Scheduler implements AsyncDisposable {
       this.#running.delete(running);
     }
   }
+}
+
+function ownHooks({ log, onProgress }: SchedulerHooks, { logLevel }: ResolvedConfig): SupplyHooks {
+  return {
+    log: log ?? lineLogger(logLevel, (line) => process.stderr.write(`${line}\n`)),
+    ...(onProgress ? { onProgress } : {}),
+  };
+}
+
+function checkSocketPath(socketPath: unknown): ServerPlace {
+  if (typeof socketPath === "string" && socketPath !== "") return placeOfSocket(socketPath);
+  throw new VmConfigError(`Cannot connect: socketPath must be a path, got ${shown(socketPath)}`);
 }

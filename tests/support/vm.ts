@@ -1,8 +1,14 @@
 /** VMs for tests: one scheduler per file, and the proof that nothing is left when it is closed. */
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
 import process from "node:process";
+import { after, before } from "node:test";
+import { resolveConfig } from "../../src/config/config.ts";
+import { placeOfSocket } from "../../src/link/place.ts";
 import { Scheduler, type SchedulerConfig, type SchedulerHooks } from "../../src/mod.ts";
+import { Server } from "../../src/serve/server.ts";
 
 /** A scheduler and the check that ends its file. */
 export interface TestScheduler {
@@ -11,14 +17,50 @@ export interface TestScheduler {
   close(): Promise<void>;
 }
 
+/** Where `openTestScheduler` gets VMs from: this process, or a server that it starts. */
+let isServed = false;
+
+/** Declares the tests of files in tests/integration once more, with VMs that a server lends. For files of tests/conformance. */
+export async function testsOverServer(...names: readonly string[]): Promise<void> {
+  before(() => void (isServed = true));
+  after(() => void (isServed = false));
+  // A module of its own beside the one whose tests run over this process's VMs.
+  for (const name of names) await import(`../integration/${name}?served`);
+}
+
 /** Opens a scheduler on the assets of this machine; a test file that cannot have one fails, it does not pass unseen. */
 export async function openTestScheduler(config: SchedulerConfig = {}, hooks: SchedulerHooks = {}): Promise<TestScheduler> {
-  const scheduler = await Scheduler.open(config, { log: quiet, ...hooks });
+  const server = isServed ? await openTestServer(config) : undefined;
+  const scheduler = server ? await server.connect(config, hooks) : await Scheduler.open(config, { log: quiet, ...hooks });
   return {
     scheduler,
     async close() {
       await scheduler.close();
+      await server?.close();
       assert.deepEqual(descendants(), [], "no process is left when the scheduler is closed");
+    },
+  };
+}
+
+let serverCount = 0;
+
+/** A server in this process, at a place of its own. */
+export async function openTestServer(config: SchedulerConfig = {}) {
+  const directory = path.join(os.tmpdir(), `sbx-test-server-${process.pid}-${serverCount++}`),
+    place = placeOfSocket(`${directory}/sbx.sock`);
+  const server = await Server.start({ config: resolveConfig(config), log: quiet, place });
+  return {
+    server,
+    place,
+    connect({ defaultMemoryMb, defaultTimeoutSeconds, sessionIdleTimeoutSeconds }: SchedulerConfig = {}, hooks: SchedulerHooks = {}) {
+      const defaults = { defaultMemoryMb, defaultTimeoutSeconds, sessionIdleTimeoutSeconds };
+      return Scheduler.connect({ socketPath: place.socket, ...defaults }, { log: quiet, ...hooks });
+    },
+    /** Stops it, and fails when it leaves a file. */
+    async close() {
+      await server[Symbol.asyncDispose]();
+      assert.deepEqual(readdirSync(directory), [], "a server leaves its directory empty");
+      rmSync(directory, { recursive: true });
     },
   };
 }

@@ -1,0 +1,106 @@
+/** Nearest machines: those of the server while there is one, else those of this process. */
+import { CommunicationError, messageOf, SandboxDependencyError, SandboxError, SocketAuthError } from "../base/errors.ts";
+import type { ResolvedConfig } from "../config/config.ts";
+import type { ServerPlace } from "../link/place.ts";
+import type { CheckpointIndex, MachineRequest, MachineSource } from "./machine.ts";
+import { RemoteMachine } from "./remote_machine.ts";
+import { RemoteMachines } from "./remote_machines.ts";
+import { configDifference, sharedConfig } from "./shared_config.ts";
+import type { SupplyHooks } from "./supply.ts";
+
+/** A server that is there answers in one or two milliseconds, on a busy host in some more; a run without it takes 40. */
+const MEET_TIMEOUT_MS = 150;
+
+/** What the choice depends on. */
+export interface NearestOptions {
+  readonly place: ServerPlace;
+  readonly config: ResolvedConfig;
+  readonly hooks: SupplyHooks;
+  /** Opens the source of this process. */
+  openSupply(): Promise<MachineSource>;
+}
+
+/** The server's machines when it answers and shares our configuration; those of this process otherwise. The log tells which, and why. */
+export async function nearestMachines(options: NearestOptions): Promise<MachineSource> {
+  const { place, config, hooks: { log } } = options;
+  try {
+    const remote = await RemoteMachines.connect(place, options.hooks, { timeoutMs: MEET_TIMEOUT_MS });
+    const { pid, version, config: theirs } = remote.link.welcome, difference = configDifference(theirs, await sharedConfig(config));
+    if (difference === undefined) {
+      log.debug("using the server's VMs", { pid, version, socket: place.socket });
+      return new NearestMachines(remote, options);
+    }
+    await remote[Symbol.asyncDispose]();
+    log.debug("not using the server: its configuration is another", { pid, difference });
+  } catch (error) {
+    if (!SandboxError.is(error)) throw error;
+    // Whatever it is, this process can do the same by itself. A place that somebody may have tampered with is worth a word all the same.
+    log[error instanceof SocketAuthError ? "warning" : "debug"]("not using the server", { reason: error.message });
+  }
+  return await options.openSupply();
+}
+
+/** The server's machines until it has gone or turns us away; from then on those of this process. */
+class NearestMachines implements MachineSource {
+  /** Those of this process. */
+  readonly checkpoints: CheckpointIndex = {
+    checkFree: async (name) => await (await this.#ownSupply()).checkpoints.checkFree(name),
+    named: async (name) => await (await this.#ownSupply()).checkpoints.named(name),
+    list: async () => await (await this.#ownSupply()).checkpoints.list(),
+    remove: async (checkpoint) => await (await this.#ownSupply()).checkpoints.remove(checkpoint),
+  };
+  readonly #remote: RemoteMachines;
+  readonly #options: NearestOptions;
+  #own: Promise<MachineSource> | undefined;
+  #hasTurnedAway = false;
+
+  constructor(remote: RemoteMachines, options: NearestOptions) {
+    this.#remote = remote;
+    this.#options = options;
+  }
+
+  /** Each source refuses what can never fit, when it is asked for a VM. */
+  checkMemory(): void {}
+
+  /** A checkpoint is restored by this process, with room of its own where it takes the place of a server's VM. */
+  async lease(request: MachineRequest): ReturnType<MachineSource["lease"]> {
+    const { replacing, checkpoint } = request;
+    if (checkpoint) {
+      return await (await this.#ownSupply()).lease(replacing instanceof RemoteMachine ? { ...request, replacing: undefined } : request);
+    }
+    return await this.#fromEither((source) => source.lease(request));
+  }
+
+  async ready(signal: AbortSignal): Promise<void> {
+    await this.#fromEither((source) => source.ready(signal));
+  }
+
+  async prepare(request: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+    await this.#fromEither((source) => source.prepare(request));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#remote[Symbol.asyncDispose]();
+    const own = await this.#own?.catch(() => undefined); // Whoever asked it for a machine has seen why there is none.
+    await own?.[Symbol.asyncDispose]();
+  }
+
+  /** Nothing has been asked of a machine yet, so nothing is lost by asking again. */
+  async #fromEither<T>(ask: (source: MachineSource) => Promise<T>): Promise<T> {
+    if (!this.#hasTurnedAway) {
+      try {
+        return await ask(this.#remote);
+      } catch (error) {
+        const isServers = error instanceof CommunicationError || error instanceof SandboxDependencyError;
+        if (!isServers && !this.#remote.link.gone.aborted) throw error;
+        this.#hasTurnedAway = true;
+        this.#options.hooks.log.debug("the server lends no VM: this process starts its own", { reason: messageOf(error) });
+      }
+    }
+    return await ask(await this.#ownSupply());
+  }
+
+  #ownSupply(): Promise<MachineSource> {
+    return this.#own ??= this.#options.openSupply();
+  }
+}

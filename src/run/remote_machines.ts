@@ -1,0 +1,63 @@
+/** Remote machines: the VMs that the server of `sbx serve` lends to this process. */
+import { VERSION } from "../config/version.ts";
+import { ClientLink } from "../link/client_link.ts";
+import type { ServerPlace } from "../link/place.ts";
+import type { CheckpointIndex, MachineRequest, MachineSource } from "./machine.ts";
+import { guarded } from "./output.ts";
+import { noCheckpoints, RemoteMachine } from "./remote_machine.ts";
+import type { SupplyHooks } from "./supply.ts";
+
+/** A source whose VMs another process owns. Each lives as long as its connection, and all of them no longer than this process. */
+export class RemoteMachines implements MachineSource {
+  readonly link: ClientLink;
+  readonly checkpoints: CheckpointIndex = {
+    checkFree: () => Promise.reject(noCheckpoints()),
+    named: () => Promise.reject(noCheckpoints()),
+    list: () => Promise.reject(noCheckpoints()),
+    remove: () => Promise.reject(noCheckpoints()),
+  };
+  readonly #hooks: SupplyHooks;
+  readonly #machines = new Set<RemoteMachine>();
+
+  private constructor(link: ClientLink, hooks: SupplyHooks) {
+    this.link = link;
+    this.#hooks = hooks;
+  }
+
+  /** Meets the server; throws as `ClientLink.open`. */
+  static async connect(
+    place: ServerPlace,
+    hooks: SupplyHooks,
+    options: { readonly timeoutMs?: number; readonly signal?: AbortSignal | undefined } = {},
+  ): Promise<RemoteMachines> {
+    return new RemoteMachines(await ClientLink.open(place, { version: VERSION, ...options }), hooks);
+  }
+
+  /** The server refuses what can never fit, when it is asked for a VM. */
+  checkMemory(): void {}
+
+  /** What does not start is made anew by the server, so nothing is lent in the place of anything. */
+  async lease({ language, memoryMb, signal, onBootLog, checkpoint }: MachineRequest): Promise<RemoteMachine> {
+    if (checkpoint) throw noCheckpoints();
+    const { log, onProgress } = this.#hooks, onLog = guarded(onBootLog, "onBootLog", log);
+    const leased = await this.link.lease({ language, memoryMb }, { signal, onProgress, onLog });
+    const machine: RemoteMachine = new RemoteMachine(this.link, leased, () => void this.#machines.delete(machine));
+    this.#machines.add(machine);
+    return machine;
+  }
+
+  /** Resolves when the server's pool is full, whatever its size. */
+  async ready(signal: AbortSignal): Promise<void> {
+    await this.link.ready(signal);
+  }
+
+  async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+    await this.link.prepare({ language, memoryMb }, { signal, onProgress: this.#hooks.onProgress });
+  }
+
+  /** Gives every VM back, waits until the server says that they are dead, and leaves. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([...this.#machines].map((machine) => machine[Symbol.asyncDispose]()));
+    this.link[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,134 @@
+/** Client: one process that the server lends VMs to. It has them as long as its control connection lives. */
+import type { Socket } from "node:net";
+import { CommunicationError } from "../base/errors.ts";
+import type { Logger } from "../base/log.ts";
+import { encodeError } from "../link/error_codec.ts";
+import { LineError, writeLine } from "../link/lines.ts";
+import { type Answer, type LeaseProgress, readMessage, type Request, requestSchema, type ServerStatus } from "../link/messages.ts";
+import type { MachineSource } from "../run/machine.ts";
+import { Lease } from "./lease.ts";
+
+/** Requests of one client that wait for their answer. */
+const REQUESTS_MAX = 1_024;
+/** Of answers that a client does not read. */
+const UNREAD_MAX_BYTES = 4_194_304;
+/** Of a boot log that a client does not read; the rest is dropped. */
+const UNREAD_LOG_MAX_BYTES = 1_048_576;
+const LOG_LINE_CHARS = 16_384;
+
+/** What clients need of their server. */
+export interface ServerParts {
+  readonly machines: MachineSource;
+  readonly log: Logger;
+  /** By what opens their connection. */
+  readonly leases: Map<string, Lease>;
+  status(): ServerStatus;
+}
+
+/** One client, met and trusted. */
+export class Client {
+  readonly #socket: Socket;
+  readonly #parts: ServerParts;
+  readonly #requests = new Map<number, { readonly request: Request; readonly controller: AbortController }>();
+  readonly #leases = new Map<number, Lease>();
+  #hasEnded = false;
+
+  /** Speaks over `socket`, whose lines it is given. */
+  constructor(socket: Socket, parts: ServerParts) {
+    this.#socket = socket;
+    this.#parts = parts;
+  }
+
+  /** How many requests wait for a VM, and how many VMs the client has. */
+  get counts(): Pick<ServerStatus, "waiting" | "vms"> {
+    const waiting = [...this.#requests.values()].filter(({ request }) => request.method === "lease").length;
+    return { waiting, vms: this.#leases.size };
+  }
+
+  /** Takes one line, whose answer comes when it is there. Throws `LineError` when the client breaks the rules. */
+  take(value: unknown): void {
+    const request = readMessage(requestSchema, value, "a request"), { id } = request;
+    if (request.method === "cancel") return this.#requests.get(id)?.controller.abort(new CommunicationError("it was cancelled"));
+    if (this.#requests.size >= REQUESTS_MAX) throw new LineError(`at most ${REQUESTS_MAX} requests may wait for their answer`);
+    if (this.#requests.has(id) || this.#leases.has(id)) throw new LineError(`the id ${id} is used already`);
+    if (this.#socket.writableLength > UNREAD_MAX_BYTES) throw new LineError(`at most ${UNREAD_MAX_BYTES} bytes of answers may be unread`);
+    const controller = new AbortController();
+    this.#requests.set(id, { request, controller });
+    const answer = (answer: Answer) => {
+      this.#requests.delete(id);
+      writeLine(this.#socket, answer);
+    };
+    this.#do(request, controller.signal).then((result) => answer({ id, result }), (error) => answer({ id, error: encodeError(error) }));
+  }
+
+  /** Tells the requests that wait for a template how far it is. */
+  tell(progress: LeaseProgress): void {
+    for (const [id, { request }] of this.#requests) {
+      const isWaiting = request.method === "lease" || request.method === "prepare";
+      if (isWaiting && request.language === progress.language && request.memoryMb === progress.memoryMb) {
+        writeLine(this.#socket, { id, progress });
+      }
+    }
+  }
+
+  /** Ends what the client has and what it waits for; resolves when its VMs are dead. */
+  async end(reason: unknown): Promise<void> {
+    this.#hasEnded = true;
+    for (const { controller } of this.#requests.values()) controller.abort(reason);
+    for (const lease of this.#leases.values()) lease.end();
+    await Promise.all([...this.#leases.values()].map((lease) => lease.over));
+  }
+
+  async #do(request: Exclude<Request, { method: "cancel" }>, signal: AbortSignal): Promise<Record<string, unknown>> {
+    switch (request.method) {
+      case "lease":
+        return { ...(await this.#lease(request, signal)).leased };
+      case "release": {
+        const lease = this.#leases.get(request.lease);
+        lease?.end();
+        await lease?.over;
+        return {};
+      }
+      case "occupy":
+        await this.#leaseOf(request.lease).occupy(signal);
+        return {};
+      case "vacate":
+        this.#leaseOf(request.lease).vacate();
+        return {};
+      case "prepare":
+        await this.#parts.machines.prepare({ language: request.language, memoryMb: request.memoryMb, signal });
+        return {};
+      case "ready":
+        await this.#parts.machines.ready(signal);
+        return {};
+      case "status":
+        return { ...this.#parts.status() };
+    }
+  }
+
+  async #lease({ id, language, memoryMb, wantsLog }: Extract<Request, { method: "lease" }>, signal: AbortSignal): Promise<Lease> {
+    const { machines, log, leases } = this.#parts;
+    const onBootLog = wantsLog ? (text: string) => this.#sendLog(id, text) : undefined;
+    const lease = await Lease.obtain({ language, memoryMb, signal, onBootLog }, machines, log);
+    this.#leases.set(id, lease);
+    leases.set(lease.leased.token, lease);
+    void lease.over.finally(() => {
+      this.#leases.delete(id);
+      leases.delete(lease.leased.token);
+    });
+    if (this.#hasEnded) lease.end(); // It came too late.
+    return lease;
+  }
+
+  #leaseOf(id: number): Lease {
+    const lease = this.#leases.get(id);
+    if (lease === undefined) throw new CommunicationError("Cannot use a VM: it is gone");
+    return lease;
+  }
+
+  #sendLog(id: number, text: string): void {
+    for (let at = 0; at < text.length && this.#socket.writableLength < UNREAD_LOG_MAX_BYTES; at += LOG_LINE_CHARS) {
+      writeLine(this.#socket, { id, log: text.slice(at, at + LOG_LINE_CHARS) });
+    }
+  }
+}

@@ -1,0 +1,4 @@
+/** Conformance of a session's files: all that holds for the VMs of this process holds for those of a server. */
+import { testsOverServer } from "../support/vm.ts";
+
+await testsOverServer("session_files_test.ts");
