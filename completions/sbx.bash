@@ -11,10 +11,10 @@ _sbx() {
     fi
     command=run words= options= values= files=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="run session prefetch images doctor completions"
+        words="run session prefetch images doctor serve completions"
     else
         case "${COMP_WORDS[1]}" in
-        run|session|prefetch|images|doctor|completions) command=${COMP_WORDS[1]} ;;
+        run|session|prefetch|images|doctor|serve|completions) command=${COMP_WORDS[1]} ;;
         esac
     fi
     if [ "$COMP_CWORD" -gt 2 ]; then
@@ -24,7 +24,7 @@ _sbx() {
     fi
     case "$command" in
     "run")
-        options="-l --language -c --code -t --timeout -m --memory -e --env --upload --download --json -q --quiet --debug -j --jobs -h --help -V --version"
+        options="-l --language -c --code -t --timeout -m --memory -e --env --upload --download --json -q --quiet --debug --no-serve -j --jobs -h --help -V --version"
         files=1
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
@@ -38,7 +38,7 @@ _sbx() {
         esac
         ;;
     "session")
-        options="-l --language -t --timeout -m --memory -e --env --upload --shell --json -q --quiet --debug -h --help -V --version"
+        options="-l --language -t --timeout -m --memory -e --env --upload --shell --json -q --quiet --debug --no-serve -h --help -V --version"
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
         -t|--timeout) values=- ;;
@@ -59,6 +59,12 @@ _sbx() {
         ;;
     "doctor")
         options="--json -h --help -V --version"
+        ;;
+    "serve")
+        options="--warm --status --stop --install --uninstall --json -q --quiet --debug -h --help -V --version"
+        case "$prev" in
+        --warm) values=- ;;
+        esac
         ;;
     "completions")
         options="-h --help -V --version"

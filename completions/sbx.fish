@@ -5,7 +5,7 @@ function __sbx_command
     set -l words (commandline -opc)
     set -e words[1]
     switch "$words[1]"
-        case run session prefetch images doctor completions
+        case run session prefetch images doctor serve completions
             switch "$words[1] $words[2]"
                 case 'images build' 'images list' 'images verify' 'images remove'
                     echo "$words[1] $words[2]"
@@ -37,6 +37,7 @@ complete -c sbx -n '__sbx_is run' -l download -x -d 'file or directory to fetch 
 complete -c sbx -n '__sbx_is run' -l json -d 'print a machine-readable result on standard output'
 complete -c sbx -n '__sbx_is run' -s q -l quiet -d 'show no progress'
 complete -c sbx -n '__sbx_is run' -l debug -d 'stream boot and agent logs to standard error'
+complete -c sbx -n '__sbx_is run' -l no-serve -d 'start the VM in this process, also where a server of sbx serve runs'
 complete -c sbx -n '__sbx_is run' -s j -l jobs -x -d 'how many sources run at once; default: as many as the host admits'
 complete -c sbx -n '__sbx_is run' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is run' -s V -l version -d 'show the version'
@@ -51,6 +52,7 @@ complete -c sbx -n '__sbx_is session' -l shell -d 'open a shell in the VM instea
 complete -c sbx -n '__sbx_is session' -l json -d 'read standard input and print a machine-readable result of each block, one on a line'
 complete -c sbx -n '__sbx_is session' -s q -l quiet -d 'show no progress and no welcome'
 complete -c sbx -n '__sbx_is session' -l debug -d 'stream boot and agent logs to standard error'
+complete -c sbx -n '__sbx_is session' -l no-serve -d 'start the VM in this process, also where a server of sbx serve runs'
 complete -c sbx -n '__sbx_is session' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is session' -s V -l version -d 'show the version'
 complete -c sbx -n __sbx_is_first -a prefetch -d 'download and verify the images, then make the start templates for this host'
@@ -83,6 +85,17 @@ complete -c sbx -n __sbx_is_first -a doctor -d 'check accelerator, QEMU, images,
 complete -c sbx -n '__sbx_is doctor' -l json -d 'print machine-readable findings'
 complete -c sbx -n '__sbx_is doctor' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is doctor' -s V -l version -d 'show the version'
+complete -c sbx -n __sbx_is_first -a serve -d 'keep VMs warm, and lend them to sbx run, sbx session and programs over a private socket'
+complete -c sbx -n '__sbx_is serve' -l warm -x -d 'ready VMs kept per language; default 1'
+complete -c sbx -n '__sbx_is serve' -l status -d 'show the server that runs; the exit status is 1 when none does'
+complete -c sbx -n '__sbx_is serve' -l stop -d 'end the server that runs, and its VMs'
+complete -c sbx -n '__sbx_is serve' -l install -d 'have the user\'s service manager (systemd, launchd) start the server from now on, with these options'
+complete -c sbx -n '__sbx_is serve' -l uninstall -d 'undo --install'
+complete -c sbx -n '__sbx_is serve' -l json -d 'print a machine-readable status'
+complete -c sbx -n '__sbx_is serve' -s q -l quiet -d 'log warnings and errors only'
+complete -c sbx -n '__sbx_is serve' -l debug -d 'log everything'
+complete -c sbx -n '__sbx_is serve' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is serve' -s V -l version -d 'show the version'
 complete -c sbx -n __sbx_is_first -a completions -d 'print a completion script for bash, zsh or fish'
 complete -c sbx -n '__sbx_is completions' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is completions' -s V -l version -d 'show the version'

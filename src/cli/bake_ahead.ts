@@ -14,6 +14,6 @@ export async function bakeAhead(
     progress.clear();
     context.stderr.write(`${printable(line)}\n`);
   };
-  await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug: false, isQuiet });
+  await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug: false, isQuiet, isServerUsed: false });
   for (const language of assets.languages) await scheduler.prepare(language, { signal: context.signal });
 }

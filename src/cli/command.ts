@@ -39,6 +39,8 @@ export interface Command {
   readonly argument?: ArgumentSpec;
   /** Command lines for the help, each with what it does. */
   readonly examples?: ReadonlyArray<readonly [line: string, meaning: string]>;
+  /** A signal is how it ends: then its own status counts, and nothing is told. */
+  readonly isEndedBySignal?: boolean;
   /** The commands of a group. */
   readonly commands?: readonly Command[];
   /** Does the work and returns the exit status. Every command that is no group has one. */

@@ -8,6 +8,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   prefetch: async () => (await import("./prefetch.ts")).prefetch,
   images: async () => (await import("./images.ts")).images,
   doctor: async () => (await import("./doctor.ts")).doctor,
+  serve: async () => (await import("./serve.ts")).serve,
   completions: async () => (await import("./completions.ts")).completions,
 };
 

@@ -11,6 +11,8 @@ import type { CallOptions } from "../run/session_files.ts";
 import type { SessionProcess, SpawnOptions } from "../run/session_process.ts";
 import type { ExecOptions, SessionRequest } from "../run/session_request.ts";
 import type { FileAccess } from "../run/vm_files.ts";
+import type { FoundServer, Installation, StartOptions } from "../serve/host_server.ts";
+import type { Server } from "../serve/server.ts";
 import type { DoctorChecks } from "./doctor_report.ts";
 import type { InputStream, Output } from "./output.ts";
 import type { EditorTerminal } from "./repl_editor.ts";
@@ -42,6 +44,8 @@ export interface OpenOptions {
   readonly isDebug: boolean;
   /** Log no warnings, unless `EXEC_SANDBOX_LOG_LEVEL` asks for them. */
   readonly isQuiet: boolean;
+  /** Let a server that runs make the VMs. */
+  readonly isServerUsed: boolean;
 }
 
 /** What commands need of a scheduler. */
@@ -115,6 +119,20 @@ export interface CliImages {
   remove(): Promise<number>;
 }
 
+/** What the command line does with the server of this host. */
+export interface CliServer {
+  /** Starts one in this process. The caller owns it. */
+  start(options: StartOptions): Promise<Pick<Server, "place" | "ready" | typeof Symbol.asyncDispose>>;
+  /** The one that runs. */
+  find(signal: AbortSignal): Promise<FoundServer | undefined>;
+  /** Ends the one that runs, and returns its pid; undefined when none does. */
+  stop(): Promise<number | undefined>;
+  /** Has the service manager start one, with these arguments. */
+  install(args: readonly string[]): Promise<Installation>;
+  /** Undoes that; undefined when nothing is installed. */
+  uninstall(): Promise<Installation | undefined>;
+}
+
 /** What a command may touch. */
 export interface CliContext {
   readonly stdin: InputStream;
@@ -128,6 +146,8 @@ export interface CliContext {
   openTerminal(): Promise<CliTerminal>;
   /** The images of `arch`, default this host's own. */
   openImages(arch?: Arch): Promise<CliImages>;
+  /** The server of this host, whether it runs or not. */
+  openServer(): Promise<CliServer>;
   /** The checks of `sbx doctor`; the caller disposes them. */
   doctorChecks(): Promise<DoctorChecks>;
 }

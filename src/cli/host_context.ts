@@ -30,11 +30,21 @@ export function hostContext(options: { readonly signal: AbortSignal; readonly on
     openScheduler,
     openTerminal: async () => new (await import("./repl_terminal.ts")).ProcessTerminal(stderr),
     openImages: async (arch) => (await import("./host_images.ts")).openHostImages(env, arch),
+    openServer: async () => {
+      const { startServer, findServer, stopServer, installServer, uninstallServer } = await import("../serve/host_server.ts");
+      return {
+        start: (options) => startServer(options, env),
+        find: (signal) => findServer(env, signal),
+        stop: () => stopServer(env),
+        install: (args) => installServer(args, env),
+        uninstall: () => uninstallServer(env),
+      };
+    },
     doctorChecks: async () => (await import("./doctor_checks.ts")).hostChecks(env),
   };
 }
 
-async function openScheduler({ onProgress, onLog, isDebug, isQuiet }: OpenOptions) {
+async function openScheduler({ onProgress, onLog, isDebug, isQuiet, isServerUsed }: OpenOptions) {
   const [{ Scheduler }, { resolveConfig }, { lineLogger }] = await Promise.all([
     import("../run/scheduler.ts"),
     import("../config/config.ts"),
@@ -44,7 +54,7 @@ async function openScheduler({ onProgress, onLog, isDebug, isQuiet }: OpenOption
   const level = isDebug ? "debug" : isQuiet && !isLevelGiven ? "error" : resolveConfig().logLevel;
   const log = lineLogger(level, onLog);
   // One command, one run of each VM: a pool would be filled for nobody.
-  return await Scheduler.open({ warmPoolSize: 0 }, { log, onProgress: (progress) => onProgress(bakeEvent(progress)) });
+  return await Scheduler.open({ warmPoolSize: 0 }, { log, onProgress: (progress) => onProgress(bakeEvent(progress)), isServerUsed });
 }
 
 /** A step of a bake as a step of a task. */

@@ -27,6 +27,8 @@ export async function main(args: readonly string[]): Promise<void> {
     onBroken: (code) => ending.abort(outputFailure(code)),
   });
   const code = await runProgram(args, context);
+  // Of an interrupt that came before the command's end the command has made what its status says.
+  const isInterrupted = ending.signal.reason instanceof InterruptedError;
   const flushed = Promise.all([context.stdout.flush(), context.stderr.flush()]);
   const ended = new Promise((resolve) => {
     if (ending.signal.aborted) resolve(undefined);
@@ -38,5 +40,5 @@ export async function main(args: readonly string[]): Promise<void> {
     writeReport(context.stderr, { message, hint: hint ?? null });
     await settlesWithin(context.stderr.flush(), FLUSH_GRACE_MS);
   }
-  process.exit(ending.signal.aborted ? exitCodeOf(ending.signal.reason) : code);
+  process.exit(ending.signal.aborted && !isInterrupted ? exitCodeOf(ending.signal.reason) : code);
 }

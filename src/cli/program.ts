@@ -51,7 +51,7 @@ async function runCommand(root: Command, args: readonly string[], context: CliCo
     code = exitCodeOf(error);
   }
   // An interrupt ends the program whatever its parts made of it, and is told once.
-  if (context.signal.reason instanceof InterruptedError) {
+  if (context.signal.reason instanceof InterruptedError && !root.isEndedBySignal) {
     reportError(context.stderr, context.signal.reason);
     return context.signal.reason.exitCode;
   }
@@ -114,7 +114,9 @@ function givenOf(parser: Parser): Map<string, readonly string[]> {
   const given = new Map<string, readonly string[]>();
   for (const option of parser.options) {
     const value: unknown = parser.getOptionValue(option.attributeName());
-    if (option.long && value !== undefined) given.set(option.long.slice(2), Array.isArray(value) ? value : []);
+    // An option that begins with "no-" has a value, true, when it was not given.
+    const isGiven = value !== undefined && parser.getOptionValueSource(option.attributeName()) !== "default";
+    if (option.long && isGiven) given.set(option.long.slice(2), Array.isArray(value) ? value : []);
   }
   return given;
 }

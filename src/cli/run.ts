@@ -11,7 +11,7 @@ import { Progress } from "./progress.ts";
 import { failedDownload, type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
 import { planTransfers, TRANSFER_OPTIONS, type Transfers } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage, readSources, type Source } from "./sources.ts";
-import { numberOption, parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
+import { isServerUsed, NO_SERVE_OPTION, numberOption, parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
 
 /** The command. */
 export const run: Command = {
@@ -37,6 +37,7 @@ export const run: Command = {
     { long: "json", help: "print a machine-readable result on standard output" },
     { long: "quiet", short: "q", help: "show no progress" },
     { long: "debug", help: "stream boot and agent logs to standard error" },
+    NO_SERVE_OPTION,
     { long: "jobs", short: "j", value: "N", help: "how many sources run at once; default: as many as the host admits" },
   ],
   examples: [
@@ -87,7 +88,13 @@ async function execute(context: CliContext, input: Input): Promise<number> {
   };
   const { isDebug, isQuiet } = options;
   const log = isDebug ? lineLogger("debug", onLog) : silentLogger();
-  await using scheduler = await context.openScheduler({ onProgress: progress.update, onLog, isDebug, isQuiet });
+  await using scheduler = await context.openScheduler({
+    onProgress: progress.update,
+    onLog,
+    isDebug,
+    isQuiet,
+    isServerUsed: isServerUsed(input, context.env),
+  });
   const [only] = sources;
   return only !== undefined && sources.length === 1
     ? await runOne(only, { context, scheduler, options, progress, log, transfers })

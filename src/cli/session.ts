@@ -17,7 +17,7 @@ import { TRANSFER_OPTIONS } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
 import { type PlannedUpload, planUpload, uploadTree } from "./transfer.ts";
 import { parseUpload } from "./transfer_spec.ts";
-import { parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
+import { isServerUsed, NO_SERVE_OPTION, parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
 
 /** A user who sets it wants unused sessions to close. */
 const IDLE_VARIABLE = "EXEC_SANDBOX_SESSION_IDLE_TIMEOUT_SECONDS";
@@ -45,6 +45,7 @@ export const session: Command = {
     { long: "json", help: "read standard input and print a machine-readable result of each block, one on a line" },
     { long: "quiet", short: "q", help: "show no progress and no welcome" },
     { long: "debug", help: "stream boot and agent logs to standard error" },
+    NO_SERVE_OPTION,
   ],
   examples: [
     ["sbx session", "a Python prompt; :help shows commands and keys"],
@@ -65,9 +66,10 @@ interface SessionOptions {
   readonly isJson: boolean;
   readonly isQuiet: boolean;
   readonly isDebug: boolean;
+  readonly isServerUsed: boolean;
 }
 
-async function parseOptions(input: Input, signal: AbortSignal): Promise<SessionOptions> {
+async function parseOptions(input: Input, { env, signal }: CliContext): Promise<SessionOptions> {
   const given = input.value("language");
   return {
     language: given === undefined ? "python" : parseLanguage(given),
@@ -77,11 +79,12 @@ async function parseOptions(input: Input, signal: AbortSignal): Promise<SessionO
     isJson: input.has("json"),
     isQuiet: input.has("quiet"),
     isDebug: input.has("debug"),
+    isServerUsed: isServerUsed(input, env),
   };
 }
 
 async function execute(context: CliContext, input: Input): Promise<number> {
-  const options = await parseOptions(input, context.signal);
+  const options = await parseOptions(input, context);
   const hasTerminal = context.stdin.isTty && context.stderr.isTty;
   if (options.isShell) {
     if (options.isJson) throw new UsageError("Cannot open a shell: --shell and --json exclude each other");
@@ -105,8 +108,8 @@ interface Voices {
 
 /** The scheduler and the VM, both of which start in the background. The caller owns the VM, and so the scheduler. */
 function startVm(context: CliContext, options: SessionOptions, { onProgress, onText }: Voices): ReplVm {
-  const { isDebug, isQuiet } = options;
-  const opening: OpenOptions = { onProgress, onLog: (line) => onText(`${line}\n`), isDebug, isQuiet };
+  const { isDebug, isQuiet, isServerUsed } = options;
+  const opening: OpenOptions = { onProgress, onLog: (line) => onText(`${line}\n`), isDebug, isQuiet, isServerUsed };
   let scheduler: Promise<CliScheduler> | undefined;
   return new ReplVm(options.language, {
     isKeptAlive: !context.env[IDLE_VARIABLE],

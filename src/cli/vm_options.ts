@@ -13,6 +13,20 @@ export const VM_OPTIONS: readonly OptionSpec[] = [
   { long: "env", short: "e", value: "KEY=VALUE", isRepeatable: true, help: "environment variable for the code, repeatable" },
 ];
 
+/** For commands that a server can lend VMs to. */
+export const NO_SERVE_OPTION: OptionSpec = {
+  long: "no-serve",
+  help: "start the VM in this process, also where a server of sbx serve runs",
+};
+
+/** The variable that turns the use of a server off. */
+const SERVE_VARIABLE = "EXEC_SANDBOX_SERVE";
+
+/** May a server be used? Not with `--no-serve`, and not with `EXEC_SANDBOX_SERVE=0`. */
+export function isServerUsed(input: Input, env: Readonly<Record<string, string | undefined>>): boolean {
+  return !input.has(NO_SERVE_OPTION.long) && !["0", "false", "no", "off"].includes((env[SERVE_VARIABLE] ?? "").trim().toLowerCase());
+}
+
 /** What they say, as fields of a request; those that were not given are absent. */
 export type VmOptions = Pick<RunRequest, "timeoutSeconds" | "memoryMb" | "env">;
 

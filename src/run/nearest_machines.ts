@@ -64,9 +64,9 @@ class NearestMachines implements MachineSource {
 
   /** A checkpoint is restored by this process, with room of its own where it takes the place of a server's VM. */
   async lease(request: MachineRequest): ReturnType<MachineSource["lease"]> {
-    const { replacing, checkpoint } = request;
-    if (checkpoint) {
-      return await (await this.#ownSupply()).lease(replacing instanceof RemoteMachine ? { ...request, replacing: undefined } : request);
+    if (request.checkpoint) {
+      const { replacing, ...alone } = request;
+      return await (await this.#ownSupply()).lease(replacing instanceof RemoteMachine ? alone : request);
     }
     return await this.#fromEither((source) => source.lease(request));
   }

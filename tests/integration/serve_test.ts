@@ -16,6 +16,7 @@ import {
   SandboxDependencyError,
   Scheduler,
   SessionClosedError,
+  SnapshotError,
   SocketAuthError,
   VmCapacityError,
   VmConfigError,
@@ -264,6 +265,20 @@ test("a server that is stopped ends what runs with typed errors, and leaves no p
   await assert.rejects(session.exec("echo"), SessionClosedError);
   await assert.rejects(settled(scheduler.run({ language: "raw", code: "echo" }), "the next run"), CommunicationError);
   assert.deepEqual([processesWith(session.id), readdirSync(place.directory)], [[], []]);
+});
+
+test("a checkpoint of a server's VM is refused with the reason, and its session goes on as it was", async () => {
+  await using scheduler = await shared.connect();
+  await using session = await scheduler.session({ language: "raw" });
+  await session.exec("x=1");
+  const isRefusal = (error: Error) =>
+    error instanceof SnapshotError && /VMs of a server are neither saved nor restored/.test(error.message);
+  await assert.rejects(session.checkpoint(), isRefusal);
+  await assert.rejects(session.fork(1), isRefusal);
+  await assert.rejects(session.rollback("some"), isRefusal);
+  await assert.rejects(scheduler.restore("some"), isRefusal);
+  await assert.rejects(scheduler.checkpoints(), isRefusal);
+  assert.equal((await session.exec("echo $x")).stdout, "1\n");
 });
 
 test("a boot log, and the steps of a bake, reach the client that asked", async (t) => {

@@ -1,6 +1,15 @@
 /** A context without a process: what commands write is collected, what they run is up to the test. */
 import { Buffer } from "node:buffer";
-import type { CliCheckpoint, CliContext, CliImages, CliScheduler, CliSession, CliTerminal, OpenOptions } from "../../../src/cli/context.ts";
+import type {
+  CliCheckpoint,
+  CliContext,
+  CliImages,
+  CliScheduler,
+  CliServer,
+  CliSession,
+  CliTerminal,
+  OpenOptions,
+} from "../../../src/cli/context.ts";
 import type { Check } from "../../../src/cli/doctor_report.ts";
 import { Line, type Output } from "../../../src/cli/output.ts";
 import { runProgram } from "../../../src/cli/program.ts";
@@ -76,6 +85,7 @@ export interface World {
   readonly session?: (request: SessionRequest, options: OpenOptions) => Promise<CliSession>;
   readonly terminal?: CliTerminal;
   readonly env?: Readonly<Record<string, string>>;
+  readonly server?: CliServer;
   readonly checks?: readonly Check[];
   readonly images?: (arch: string | undefined) => CliImages;
 }
@@ -123,6 +133,7 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
       opened += 1;
       return await world.open?.(options) ?? schedulerFor(options);
     },
+    openServer: () => world.server ? Promise.resolve(world.server) : Promise.reject(new Error("this test has no server")),
     doctorChecks: () => Promise.resolve({ checks: world.checks ?? [], [Symbol.asyncDispose]: () => Promise.resolve() }),
     openTerminal: () => world.terminal ? Promise.resolve(world.terminal) : Promise.reject(new Error("this test has no terminal")),
     openImages: (arch) => world.images ? Promise.resolve(world.images(arch)) : Promise.reject(new Error("this test has no images")),
