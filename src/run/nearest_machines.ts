@@ -79,8 +79,9 @@ class NearestMachines implements MachineSource {
     await this.#fromEither((source) => source.prepare(request));
   }
 
+  /** Waits for the deaths of this process's VMs. Those of the server are its own: it ends what we have when we leave, and a command need not wait for that. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#remote[Symbol.asyncDispose]();
+    this.#remote.link[Symbol.dispose]();
     const own = await this.#own?.catch(() => undefined); // Whoever asked it for a machine has seen why there is none.
     await own?.[Symbol.asyncDispose]();
   }

@@ -61,8 +61,10 @@ testVm("runs and sessions use a server that answers, say so in --debug, and leav
   for (const { code, stdout, stderr } of not) assert.deepEqual([code, stdout, stderr.includes("server")], [0, "hi\n", false]);
   const other = await own.sbx(["run", "--debug", "-l", "raw", "echo hi"], { EXEC_SANDBOX_HOST_MEMORY_RESERVE_RATIO: "0.2" });
   assert.match(other.stderr, /not using the server: its configuration is another.*its hostMemoryReserveRatio is 0\.1, ours 0\.2/);
-  const { stdout } = await own.sbx(["serve", "--status", "--json"]), status = JSON.parse(stdout);
-  assert.deepEqual([status.running, status.pid, status.vms, status.clients, status.socket], [true, server.pid, 0, 0, own.place.socket]);
+  const statusOf = async () => JSON.parse((await own.sbx(["serve", "--status", "--json"])).stdout);
+  await eventually("what commands had has ended", async () => (await statusOf()).vms === 0);
+  const { running, pid, clients, socket } = await statusOf();
+  assert.deepEqual([running, pid, clients, socket], [true, server.pid, 0, own.place.socket]);
   assert.match((await own.sbx(["serve", "--status"])).stdout, new RegExp(`^server   version \\S+, process ${server.pid}, up `));
   const second = await own.sbx(["serve"]);
   assert.deepEqual([second.code, second.stdout], [125, ""]);
