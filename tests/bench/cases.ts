@@ -125,13 +125,14 @@ export async function commandLineRun(count: number): Promise<Measurement[]> {
   return [
     await measure("sbx run -q print, wall", { count, warmUps: 3 }, () =>
       timed(async () => {
-        const { code, stderr } = await runProgram([program, "run", "-q", PRINT.python], { env: environment() });
+        const { code, stderr } = await runProgram([program, "run", "--no-serve", "-q", PRINT.python], { env: environment() });
         if (code !== 0) throw new Error(`sbx run failed: ${stderr}`);
       })),
   ];
 }
 
-function environment(): Record<string, string> {
+/** That of this process, for others. */
+export function environment(): Record<string, string> {
   return Object.fromEntries(Object.entries(process.env).filter((entry): entry is [string, string] => entry[1] !== undefined));
 }
 
