@@ -1,13 +1,14 @@
 //! Cgroup: the control groups of the user's processes: `user/repl` for the REPL, `user/p<id>` for each process beside it.
 //! What bounds all of them together (`pids.max`) is set on `user`.
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 const ROOT: &str = "/sys/fs/cgroup";
 const USER: &str = "/sys/fs/cgroup/user";
+const NETWORK: &str = "/sys/fs/cgroup/network";
 
 /// One control group, as its directory.
 pub struct Group {
@@ -17,12 +18,14 @@ pub struct Group {
 impl Group {
     /// The group above all of the user's.
     pub fn make_user() -> Result<Self, Errno> {
-        match fs::mkdir(USER, Mode::from_raw_mode(0o755)) {
-            Err(Errno::EXIST) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
+        let group = make_at(CWD, USER)?;
         let _ = crate::init::write_file(&format!("{USER}/pids.max"), &crate::limits::GUEST_PROCESSES.to_string());
-        Ok(Group { directory: fs::open(USER, DIRECTORY, Mode::empty())? })
+        Ok(group)
+    }
+
+    /// The group of the network's process, out of the user's.
+    pub fn make_network() -> Result<Self, Errno> {
+        make_at(CWD, NETWORK)
     }
 
     /// From now on the groups below this one have the processor in equal shares, however many processes each has: a fork bomb in one
@@ -34,11 +37,7 @@ impl Group {
 
     /// Makes a group below this one, or finds it.
     pub fn make(&self, name: &str) -> Result<Self, Errno> {
-        match fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755)) {
-            Err(Errno::EXIST) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(Group { directory: fs::openat(&self.directory, name, DIRECTORY, Mode::empty())? })
+        make_at(&self.directory, name)
     }
 
     /// Removes a group below this one; fails while a process is in it.
@@ -77,6 +76,14 @@ impl Group {
         }
         String::from_utf8(text).map_err(|_| Errno::ILSEQ)
     }
+}
+
+fn make_at(directory: impl AsFd, name: &str) -> Result<Group, Errno> {
+    match fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
+        Err(Errno::EXIST) | Ok(()) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Group { directory: fs::openat(&directory, name, DIRECTORY, Mode::empty())? })
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);

@@ -144,7 +144,7 @@ pub fn open_port(machine: &Machine) -> Result<OwnedFd, Fatal> {
     let pause = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
     let mut port = None;
     for _ in 0..ATTEMPTS {
-        port = port.or_else(|| find_port(machine));
+        port = port.or_else(|| find_port(machine, PORT_NAME).ok());
         if let Some(fd) = &port {
             let mut fds = [PollFd::new(fd, PollFlags::OUT)];
             rustix::event::poll(&mut fds, Some(&Timespec::default())).action("look at the control port")?;
@@ -158,15 +158,15 @@ pub fn open_port(machine: &Machine) -> Result<OwnedFd, Fatal> {
 }
 
 /// The port's device name depends on the order of the machine's devices; its own name does not.
-fn find_port(machine: &Machine) -> Option<OwnedFd> {
-    let ports = fs::openat(&machine.sysfs, "class/virtio-ports", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    for entry in fs::Dir::read_from(&ports).ok()?.flatten() {
+pub fn find_port(machine: &Machine, wanted: &[u8]) -> Result<OwnedFd, Errno> {
+    let ports = fs::openat(&machine.sysfs, "class/virtio-ports", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for entry in fs::Dir::read_from(&ports)?.flatten() {
         let device = entry.file_name().to_string_lossy().into_owned();
         let mut name = Vec::new();
         let file = fs::openat(&ports, format!("{device}/name"), OFlags::CLOEXEC, Mode::empty());
-        if file.is_ok_and(|file| sys::read_append(file, &mut name, 64).is_ok()) && name.trim_ascii() == PORT_NAME {
-            return fs::openat(&machine.devices, device, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok();
+        if file.is_ok_and(|file| sys::read_append(file, &mut name, 64).is_ok()) && name.trim_ascii() == wanted {
+            return fs::openat(&machine.devices, device, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
         }
     }
-    None
+    Err(Errno::NODEV)
 }

@@ -8,6 +8,9 @@ use crate::sys::Confinement;
 
 pub const USER_ID: u32 = 1000;
 pub const GROUP_ID: u32 = 1000;
+/// Of the process of the network.
+const NETWORK_ID: u32 = 990;
+const NETWORK_DESCRIPTORS: u64 = 8_192;
 
 /// What every REPL gets.
 pub fn confinement() -> Confinement {
@@ -23,6 +26,24 @@ pub fn confinement() -> Confinement {
             (libc::RLIMIT_MEMLOCK, 1 << 20, 1 << 20),
         ],
         filter: filter(),
+        oom_score_adjust: c"0",
+    }
+}
+
+/// What the process of the network starts with; it restricts itself further (`network_filter`).
+pub fn network_confinement() -> Confinement {
+    Confinement {
+        uid: NETWORK_ID,
+        gid: NETWORK_ID,
+        limits: vec![
+            (libc::RLIMIT_NPROC, 1, 1),
+            (libc::RLIMIT_CORE, 0, 0),
+            (libc::RLIMIT_NOFILE, NETWORK_DESCRIPTORS, NETWORK_DESCRIPTORS),
+            (libc::RLIMIT_FSIZE, 0, 0),
+        ],
+        filter: filter(),
+        // Behind what the user runs, but not spared.
+        oom_score_adjust: c"-500",
     }
 }
 
@@ -112,6 +133,8 @@ mod arch {
     pub const AUDIT: u32 = 0xc000_003e;
     pub const ABSENT: &[c_long] =
         &[libc::SYS_modify_ldt, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_uselib, libc::SYS_ustat, libc::SYS_sysfs, libc::SYS__sysctl];
+    /// The C library's and rustix' older ways.
+    pub const NETWORK: &[c_long] = &[libc::SYS_poll, libc::SYS_epoll_wait];
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -120,6 +143,7 @@ mod arch {
     /// AUDIT_ARCH_AARCH64.
     pub const AUDIT: u32 = 0xc000_00b7;
     pub const ABSENT: &[c_long] = &[];
+    pub const NETWORK: &[c_long] = &[];
 }
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -154,11 +178,52 @@ fn filter() -> Vec<sock_filter> {
     rules.push((libc::SYS_ioctl as u32, Rule::Ioctl));
     rules.push((libc::SYS_personality as u32, Rule::Personality));
     rules.sort_by_key(|rule| rule.0);
+    program(&rules, ALLOW)
+}
+
+/// Code that judges by `rules`, sorted by number, and whatever is in none of them by `otherwise`.
+fn program(rules: &[(u32, Rule)], otherwise: u32) -> Vec<sock_filter> {
     let mut program = vec![load(ARCH), jump(libc::BPF_JEQ, arch::AUDIT, 1, 0), give(KILL), load(NR)];
     // Numbers from 2^30 on are the x32 system calls.
     program.extend([jump(libc::BPF_JGE, 0x4000_0000, 0, 1), give(errno(libc::ENOSYS))]);
-    program.extend(tree(&rules));
+    program.extend(tree(rules, otherwise));
     program
+}
+
+/// What the process of the network calls once it runs; everything else ends it.
+const NETWORK: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_shutdown,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
+    libc::SYS_clock_gettime,
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// The filter of the process of the network: an allow list.
+pub fn network_filter() -> Vec<sock_filter> {
+    let mut rules: Vec<_> = NETWORK.iter().chain(arch::NETWORK).map(|&call| (call as u32, Rule::Always(ALLOW))).collect();
+    rules.sort_by_key(|rule| rule.0);
+    program(&rules, KILL)
 }
 
 #[derive(Clone, Copy)]
@@ -175,20 +240,20 @@ enum Rule {
 }
 
 /// Code that ends in a verdict for any call number, already loaded.
-fn tree(rules: &[(u32, Rule)]) -> Vec<sock_filter> {
+fn tree(rules: &[(u32, Rule)], otherwise: u32) -> Vec<sock_filter> {
     if let [(number, rule)] = rules {
         let then = body(*rule);
         let mut code = vec![jump(libc::BPF_JEQ, *number, 0, then.len() as u8)];
         code.extend(then);
-        code.push(give(ALLOW));
+        code.push(give(otherwise));
         return code;
     }
     let (low, high) = rules.split_at(rules.len() / 2);
-    let low_code = tree(low);
+    let low_code = tree(low, otherwise);
     // A conditional jump reaches 255 instructions; beyond that an unconditional one goes over the lower half.
     let mut code = vec![jump(libc::BPF_JGE, high[0].0, 0, 1), always(low_code.len() as u32)];
     code.extend(low_code);
-    code.extend(tree(high));
+    code.extend(tree(high, otherwise));
     code
 }
 
@@ -254,7 +319,11 @@ mod tests {
 
     /// Runs the filter as the kernel would.
     fn run(nr: c_long, args: [u64; 6]) -> u32 {
-        let (program, mut at, mut loaded) = (filter(), 0, 0u32);
+        judge(&filter(), nr, args)
+    }
+
+    fn judge(program: &[sock_filter], nr: c_long, args: [u64; 6]) -> u32 {
+        let (mut at, mut loaded) = (0, 0u32);
         loop {
             let step = program[at];
             at += 1;
@@ -300,6 +369,19 @@ mod tests {
             assert_eq!(run(call, [0; 6]), wanted, "call {call}");
         }
         assert_eq!(run(0x4000_0000, [0; 6]), errno(libc::ENOSYS));
+    }
+
+    #[test]
+    fn the_network_may_call_what_is_listed_and_dies_of_everything_else() {
+        let program = network_filter();
+        for call in 0..600 {
+            let is_listed = NETWORK.contains(&call) || arch::NETWORK.contains(&call);
+            assert_eq!(judge(&program, call, [0; 6]), if is_listed { ALLOW } else { KILL }, "call {call}");
+        }
+        for call in [libc::SYS_openat, libc::SYS_execve, libc::SYS_clone, libc::SYS_kill, libc::SYS_ioctl, libc::SYS_bind, libc::SYS_listen]
+        {
+            assert_eq!(judge(&program, call, [0; 6]), KILL);
+        }
     }
 
     #[test]

@@ -131,6 +131,18 @@ impl Body {
         limits::parse_env(self.env()).map(drop)
     }
 
+    /// Puts entries in front of the environment, but for names that are in it. The body is complete and checked.
+    pub fn add_env(&mut self, entries: &[(&str, &str)]) {
+        if entries.is_empty() {
+            return;
+        }
+        let own = limits::parse_env(self.env()).unwrap_or_default();
+        let is_new = |name: &str| own.iter().all(|(other, _)| *other != name);
+        let block: String = entries.iter().filter(|(name, _)| is_new(name)).map(|(name, value)| format!("{name}={value}\0")).collect();
+        self.bytes.splice(PREFIX_BYTES..PREFIX_BYTES, block.bytes());
+        self.env_bytes += block.len();
+    }
+
     pub fn env(&self) -> &[u8] {
         &self.bytes[PREFIX_BYTES..PREFIX_BYTES + self.env_bytes]
     }

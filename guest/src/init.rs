@@ -82,7 +82,7 @@ pub fn finish(machine: &Machine) {
         // A kernel built without the feature has no such file, and nothing to restrict.
         let _ = write_file(&format!("/proc/sys/{name}"), value);
     }
-    if let Err(error) = sys::loopback_up() {
+    if let Err(error) = sys::net::Interface::named("lo").and_then(|mut loopback| loopback.set_up(true)) {
         eprintln!("sbx-agent: no loopback interface: {error}");
     }
 }

@@ -17,6 +17,8 @@ mod limits;
 mod link;
 mod memory;
 mod mux;
+mod net;
+mod network;
 mod output;
 mod process;
 mod process_input;
@@ -35,6 +37,7 @@ mod stdin;
 mod sys;
 mod transfer;
 mod tree;
+mod trust;
 mod wire;
 
 use error::{Action, Fatal};
@@ -42,6 +45,9 @@ use error::{Action, Fatal};
 /// Called by the C library.
 #[cfg_attr(not(test), no_mangle)]
 pub extern "C" fn main() -> i32 {
+    if std::env::args().nth(1).is_some_and(|argument| argument == net::role::ARGUMENT) {
+        return net::role::run();
+    }
     if std::process::id() != 1 {
         eprintln!("sbx-agent {}: runs as PID 1 of an sbx microVM only", env!("CARGO_PKG_VERSION"));
         return 2;
@@ -81,6 +87,7 @@ fn start() -> Result<server::Server, Fatal> {
     trace.step("control port open");
     let mut server = server::Server::new(port, children, repl, program::announcement(&language));
     server.processes = processes::Processes::new(user);
+    server.network = network::Network::new(machine);
     Ok(server)
 }
 

@@ -28,7 +28,7 @@ impl Server {
             return Err(Fatal::Protocol("DATA that was not asked for".to_owned()));
         }
         let mut link = Link { channel: &mut self.channel, mux: &mut self.mux };
-        let start = Start { confinement: self.repl.confinement(), now_us };
+        let start = Start { confinement: self.repl.confinement(), environment: self.network.environment(), now_us };
         self.processes.on_data(frame.stream, frame.payload, &mut link, &start).map_err(|what| Fatal::Protocol(what.to_owned()))
     }
 

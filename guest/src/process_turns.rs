@@ -56,7 +56,7 @@ impl Processes {
 
     /// Whether these events are looked after before the execution's in this turn: they take turns.
     pub fn goes_first(&self) -> bool {
-        self.turn % 2 == 0
+        self.turn.is_multiple_of(2)
     }
 
     /// What poll found.

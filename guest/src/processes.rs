@@ -38,6 +38,8 @@ pub struct Processes {
 /// How and when a program is started.
 pub struct Start<'a> {
     pub confinement: Option<&'a Confinement>,
+    /// What is in its environment beside the usual.
+    pub environment: &'static [(&'static str, &'static str)],
     pub now_us: u64,
 }
 
@@ -92,7 +94,7 @@ impl Processes {
         let id = self.last_id;
         let no_group = |error| Refusal::new(Code::Internal, format!("no control group can be made: {error}"));
         let group = self.root.as_ref().map(|root| root.make(&group_name(id))).transpose().map_err(no_group)?;
-        match spawn::start(&pending, to.confinement, group.as_ref()) {
+        match spawn::start(&pending, to.confinement, group.as_ref(), to.environment) {
             Ok(child) => {
                 let argv = listed(&pending.arguments()?);
                 self.list.push(Process::new(id, argv, child, pending, group));

@@ -57,12 +57,14 @@ pub const ENVIRONMENT: [&str; 7] = [
 
 /// What the script asks for, and hides from the user's code: no wake-ups while idle, one thread on the one processor, imports that
 /// compile at once so that an interrupt reaches them, no files written beside sources.
-const JAVASCRIPT_ENVIRONMENT: [&str; 5] = [
+const JAVASCRIPT_ENVIRONMENT: [&str; 6] = [
     "BUN_GC_TIMER_DISABLE=1",
     "BUN_JSC_useConcurrentJIT=0",
     "BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER=1",
     "BUN_RUNTIME_TRANSPILER_CACHE_PATH=0",
     "BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW=1",
+    // `trust::FURTHER`: read at the first TLS connection, which comes long after the start.
+    "NODE_EXTRA_CA_CERTS=/run/sbx/ca-further.crt",
 ];
 
 /// Writes the language's script, owned by root and read-only, and says how to start it.

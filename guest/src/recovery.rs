@@ -20,6 +20,8 @@ impl Server {
                 if is_starting {
                     self.on_failed_start(status)?;
                 }
+            } else if let Some(what) = self.network.reaped(pid, status, now_us) {
+                self.log(&what);
             } else {
                 self.on_ended_process(pid, status, now_us);
             }

@@ -11,6 +11,7 @@ use crate::error::{Action, Code, Fatal, Refusal};
 use crate::exec::{Execution, Phase, Request};
 use crate::hygiene::ForkMarks;
 use crate::limits;
+use crate::link::Link;
 use crate::mux::Verdict;
 use crate::repl::State;
 use crate::server::{Host, Server, COALESCE_US};
@@ -49,7 +50,7 @@ impl Server {
                         let bytes = frame.payload.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
                         self.mux.granted(frame.stream, bytes).map_err(|what| Fatal::Protocol(what.to_owned()))
                     }
-                    Kind::End => self.on_end(frame.stream),
+                    Kind::End => self.on_end(frame.stream, now_us),
                     _ => self.on_cancel(stream, frame.payload, now_us),
                 }
             }
@@ -113,6 +114,7 @@ impl Server {
         self.release_input();
         self.outputs.displays.clear();
         self.processes.forget_streams();
+        self.network.stop();
         if let Some(execution) = self.execution.take() {
             if execution.is_running() {
                 self.repl.kill(now_us);
@@ -134,6 +136,10 @@ impl Server {
             },
             Some("interrupt") => Ok(json!({ "interrupted": self.interrupt(now_us) })),
             Some("quiesce") => self.quiesce(&open),
+            Some("net") => match self.network.open(stream, &open, now_us) {
+                Some(answer) => answer,
+                None => return Ok(()),
+            },
             Some(method @ ("spawn" | "attach" | "process_list" | "process_signal" | "process_resize")) => {
                 match self.open_process(stream, method, &open) {
                     Some(answer) => answer,
@@ -147,12 +153,21 @@ impl Server {
             },
             None => Err(Refusal::bad_request("Cannot open: method must be text")),
         };
-        match answer {
-            Ok(result) => self.channel.put_json(stream, Kind::Result, &result),
-            Err(refusal) => self.channel.put_json(stream, Kind::Error, &refusal.to_json()),
-        }
-        self.mux.close(stream);
+        self.answer(stream, answer);
         Ok(())
+    }
+
+    /// The stream is over.
+    fn answer(&mut self, stream: u32, answer: Result<Value, Refusal>) {
+        Link { channel: &mut self.channel, mux: &mut self.mux }.answer(stream, answer);
+    }
+
+    /// Certificates for the network.
+    fn on_network_data(&mut self, frame: &Frame) {
+        match self.network.on_data(frame.payload) {
+            Ok(()) => self.grant(frame.stream, frame.payload.len()),
+            Err(refusal) => self.answer(frame.stream, Err(refusal)),
+        }
     }
 
     fn open_execution(&mut self, stream: u32, open: &Value, now_us: u64) -> Result<(), Refusal> {
@@ -211,6 +226,7 @@ impl Server {
             self.fork_marks = ForkMarks::default();
             return Ok(json!({ "held": true }));
         }
+        self.network.stop();
         self.fork_marks = ForkMarks::find();
         Ok(json!({}))
     }
@@ -222,6 +238,10 @@ impl Server {
         }
         if self.processes.has(frame.stream) {
             return self.on_process_data(frame, now_us);
+        }
+        if self.network.has(frame.stream) {
+            self.on_network_data(frame);
+            return Ok(());
         }
         let Some(execution) = self.execution.as_ref().filter(|execution| execution.stream == frame.stream) else { return Ok(()) };
         if frame.flags != data::BODY || (execution.phase != Phase::Body && !execution.has_stdin) {
@@ -247,6 +267,7 @@ impl Server {
             self.refuse_execution(refusal);
             return Ok(());
         }
+        self.body.add_env(self.network.environment());
         if self.repl.state == State::Ready {
             return self.begin(now_us);
         }
@@ -256,7 +277,7 @@ impl Server {
         Ok(())
     }
 
-    fn on_end(&mut self, stream: u32) -> Result<(), Fatal> {
+    fn on_end(&mut self, stream: u32, now_us: u64) -> Result<(), Fatal> {
         self.mux.ended(stream).map_err(|what| Fatal::Protocol(what.to_owned()))?;
         match self.execution.as_mut().filter(|execution| execution.stream == stream) {
             Some(execution) if execution.phase == Phase::Body => {
@@ -269,6 +290,10 @@ impl Server {
                 }
             }
             None if self.processes.has(stream) => self.on_process_end(stream),
+            None if self.network.has(stream) => {
+                let answer = self.network.on_end(now_us);
+                self.answer(stream, answer);
+            }
             None => self.on_file_end(stream),
         }
         Ok(())
@@ -336,6 +361,10 @@ impl Server {
                 }
             }
             None if self.files.has(stream) => self.on_file_cancel(stream),
+            None if self.network.has(stream) => {
+                self.network.cancel();
+                self.answer(stream, Err(Refusal::bad_request("Cannot connect: it was cancelled")));
+            }
             None => self.on_process_cancel(stream, grace_ms, now_us),
         }
         self.drain(now_us)

@@ -14,6 +14,7 @@ use crate::hygiene::ForkMarks;
 use crate::limits;
 use crate::memory::Watch;
 use crate::mux::Mux;
+use crate::network::Network;
 use crate::output::Outputs;
 use crate::process_turns::Part;
 use crate::processes::Processes;
@@ -51,6 +52,7 @@ pub struct Server {
     pub(crate) files: Files,
     pub(crate) watch: Watch,
     pub(crate) processes: Processes,
+    pub(crate) network: Network,
     pub(crate) host: Option<Host>,
     /// HELLO's payload until it is sent.
     pub(crate) announcement: Option<Value>,
@@ -98,6 +100,7 @@ impl Server {
             watch: Watch::default(),
             files: Files::default(),
             processes: Processes::default(),
+            network: Network::default(),
             host: None,
             announcement: Some(announcement),
             coalesce_us: COALESCE_US,
@@ -251,7 +254,8 @@ impl Server {
         let files = self.files.next_us(self.channel.is_blocked(), now_us);
         let processes = self.processes.next_us(self.channel.backlog(), &self.mux, now_us);
         let knock = self.stdin.as_ref().and_then(Stdin::knock_us);
-        [execution, silence, repl, look, self.restart_at_us, files, processes, knock].into_iter().flatten().min()
+        let network = self.network.next_us();
+        [execution, silence, repl, look, self.restart_at_us, files, processes, knock, network].into_iter().flatten().min()
     }
 
     fn on_time(&mut self, now_us: u64) -> Result<(), Fatal> {
@@ -287,6 +291,7 @@ impl Server {
             self.on_children(now_us)?;
         }
         self.on_process_time(now_us);
+        self.network.on_time(now_us);
         if self.restart_at_us.is_some_and(|at_us| now_us >= at_us) {
             self.restart_at_us = None;
             self.repl.restart(now_us)?;

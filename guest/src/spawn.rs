@@ -112,12 +112,12 @@ impl Pending {
         Ok(arguments)
     }
 
-    /// The environment of every program, and over it the request's own.
-    pub fn environment(&self) -> Result<Vec<CString>, Refusal> {
+    /// The environment of every program and what is `further` in it, and over both the request's own.
+    pub fn environment(&self, further: &[(&str, &str)]) -> Result<Vec<CString>, Refusal> {
         let own = limits::parse_env(&self.body[..self.request.env_bytes])?;
-        let terminal = self.request.terminal.map(|_| DEFAULT_TERMINAL);
+        let defaults = self.request.terminal.map(|_| DEFAULT_TERMINAL).into_iter().chain(further.iter().copied());
         let over: Vec<(&str, &str)> =
-            terminal.into_iter().filter(|(name, _)| own.iter().all(|entry| entry.0 != *name)).chain(own.iter().copied()).collect();
+            defaults.filter(|(name, _)| own.iter().all(|entry| entry.0 != *name)).chain(own.iter().copied()).collect();
         let base = ENVIRONMENT.iter().filter_map(|entry| entry.split_once('='));
         let kept = base.filter(|(name, _)| over.iter().all(|entry| entry.0 != *name));
         Ok(kept.chain(over.iter().copied()).filter_map(|(name, value)| CString::new(format!("{name}={value}")).ok()).collect())
@@ -147,8 +147,13 @@ pub struct Child {
 }
 
 /// Starts what `pending` asks for, in `group`.
-pub fn start(pending: &Pending, confinement: Option<&Confinement>, group: Option<&Group>) -> Result<Child, Refusal> {
-    let (args, env) = (pending.arguments()?, pending.environment()?);
+pub fn start(
+    pending: &Pending,
+    confinement: Option<&Confinement>,
+    group: Option<&Group>,
+    further_env: &[(&str, &str)],
+) -> Result<Child, Refusal> {
+    let (args, env) = (pending.arguments()?, pending.environment(further_env)?);
     let programs = candidates(&args[0]);
     let entrance = group.map(Group::entrance).transpose().map_err(no_room)?;
     let (report, report_end) = pipe().map_err(no_room)?;
@@ -296,16 +301,18 @@ mod tests {
 
     #[test]
     fn the_environment_is_the_usual_one_with_the_requests_over_it() {
-        let plain = pending("", "x\0", Value::Null).environment().expect("an environment");
+        let plain = pending("", "x\0", Value::Null).environment(&[]).expect("an environment");
         assert_eq!(texts(&plain), ENVIRONMENT);
         let size = json!({ "columns": 80, "rows": 24 });
-        let own = pending("LANG=de\0A=b=c\0", "x\0", size.clone()).environment().expect("an environment");
+        let own = pending("LANG=de\0A=b=c\0", "x\0", size.clone()).environment(&[]).expect("an environment");
         let own = texts(&own);
         assert!(own.contains(&"LANG=de") && own.contains(&"A=b=c") && own.contains(&"TERM=xterm-256color"), "{own:?}");
         assert_eq!(own.iter().filter(|entry| entry.starts_with("LANG=") || entry.starts_with("TERM=")).count(), 2);
-        let named = pending("TERM=vt100\0", "x\0", size).environment().expect("an environment");
+        let named = pending("TERM=vt100\0", "x\0", size).environment(&[]).expect("an environment");
         assert!(texts(&named).contains(&"TERM=vt100") && named.len() == ENVIRONMENT.len());
-        assert!(pending("PATH=/x\0", "x\0", Value::Null).environment().is_err());
+        let further = pending("A=1\0", "x\0", Value::Null).environment(&[("A", "2"), ("B", "3")]).expect("an environment");
+        assert!(texts(&further).ends_with(&["B=3", "A=1"]), "{further:?}");
+        assert!(pending("PATH=/x\0", "x\0", Value::Null).environment(&[]).is_err());
     }
 
     #[test]

@@ -1,10 +1,13 @@
-//! Sys: the system calls that no safe wrapper covers. The only file with `unsafe`.
+//! Sys: the system calls that no safe wrapper covers. The only file with `unsafe`, but for its part about interfaces (`sys_net`).
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
+
+#[path = "sys_net.rs"]
+pub mod net;
 
 /// The REPL's end of its control channel.
 pub const CONTROL_FD: RawFd = 1000;
@@ -16,6 +19,8 @@ pub struct Confinement {
     /// `(RLIMIT_…, soft, hard)`.
     pub limits: Vec<(libc::__rlimit_resource_t, u64, u64)>,
     pub filter: Vec<libc::sock_filter>,
+    /// What is added to its score when memory runs out.
+    pub oom_score_adjust: &'static CStr,
 }
 
 /// A program to start.
@@ -128,7 +133,8 @@ unsafe fn become_child(spawn: &Spawn) -> i32 {
         // The agent is exempt from the out-of-memory killer; its children must not be.
         let adjust = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if adjust >= 0 {
-            libc::write(adjust, c"0".as_ptr().cast(), 1);
+            let text = spawn.confinement.map_or(c"0", |confinement| confinement.oom_score_adjust);
+            libc::write(adjust, text.as_ptr().cast(), text.count_bytes());
             libc::close(adjust);
         }
         for (from, to) in [(spawn.stdin, 0), (spawn.stdout, 1), (spawn.stderr, 2)] {
@@ -198,6 +204,17 @@ unsafe fn confine(confinement: &Confinement, spawn: &Spawn) -> i32 {
         }
         0
     }
+}
+
+/// From now on this process makes only the system calls that `filter` allows. It must not be able to gain rights any more.
+pub fn restrict(filter: &[libc::sock_filter]) -> Result<(), Errno> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: the kernel copies the program, which outlives the call.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program)
+    };
+    check(result as libc::c_int).map(drop)
 }
 
 /// Any signal, by its number, to a process group.
@@ -298,20 +315,6 @@ pub fn take_precedence(precedence: Precedence) -> Result<(), Errno> {
     check(unsafe { libc::sched_setscheduler(0, policy | libc::SCHED_RESET_ON_FORK, &parameters) }).map(drop)
 }
 
-/// Brings the loopback interface up.
-pub fn loopback_up() -> Result<(), Errno> {
-    // SAFETY: `ifreq` is plain data; the kernel reads and writes only within it. The descriptor is ours.
-    unsafe {
-        let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?);
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &mut request))?;
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
-        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request))?;
-    }
-    Ok(())
-}
-
 /// What the kernel has said so far; nothing when it will not tell.
 pub fn kernel_log() -> Vec<u8> {
     const SYSLOG_ACTION_READ_ALL: libc::c_int = 3;
@@ -320,6 +323,18 @@ pub fn kernel_log() -> Vec<u8> {
     let length = unsafe { libc::klogctl(SYSLOG_ACTION_READ_ALL, buffer.as_mut_ptr().cast(), buffer.len() as libc::c_int) };
     buffer.truncate(usize::try_from(length).unwrap_or(0));
     buffer
+}
+
+/// Allocations of `bytes` and more get pages of their own, which cost nothing until they are written to and are gone when freed.
+pub fn map_allocations(bytes: usize) {
+    // SAFETY: the call takes two numbers; no other thread allocates meanwhile.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes as libc::c_int) };
+}
+
+/// Gives the pages of freed memory back.
+pub fn trim_memory() {
+    // SAFETY: no memory is passed.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Ends the machine. QEMU runs with `-no-reboot`, so a restart ends it; microvm has no way to be switched off.

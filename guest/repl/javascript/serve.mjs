@@ -126,6 +126,7 @@ for (
     "BUN_FEATURE_FLAG_DISABLE_ASYNC_TRANSPILER",
     "BUN_RUNTIME_TRANSPILER_CACHE_PATH",
     "BUN_DISABLE_TRANSPILED_SOURCE_CODE_PREVIEW",
+    "NODE_EXTRA_CA_CERTS",
   ]
 ) delete environment[name];
 const exported = {};

@@ -1,0 +1,10 @@
+//! Net: the guest's side of the network. `role` is a process of its own; the others are its parts.
+mod credit;
+mod exposed;
+mod flows;
+mod packet;
+mod port;
+pub mod role;
+mod tcp;
+
+pub use packet::{GATEWAY, GUEST, MTU};
