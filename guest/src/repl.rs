@@ -252,10 +252,11 @@ impl Repl {
         self.confinement.as_ref()
     }
 
-    /// SIGINT as a terminal would send it: to the session's process group. False, and nothing is sent, while a shell has not read its request:
-    /// it may be the one that has just replaced the one before, and would die of it.
+    /// SIGINT as a terminal would send it: to the session's process group. False, and nothing is sent, while a shell has not read its request,
+    /// or we what it has said: it may be one that replaces itself, or that has just replaced the one before, and would die of it.
     pub fn interrupt(&self) -> bool {
-        if self.program.is_shell && rustix::io::ioctl_fionread(&self.wires.requests).is_ok_and(|bytes| bytes > 0) {
+        let is_unread = |fifo| rustix::io::ioctl_fionread(fifo).is_ok_and(|bytes| bytes > 0);
+        if self.program.is_shell && (is_unread(&self.wires.requests) || is_unread(&self.wires.replies)) {
             return false;
         }
         if let Some(pid) = self.pid {

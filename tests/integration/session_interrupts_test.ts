@@ -90,6 +90,26 @@ for (const language of ["python", "javascript", "raw"] as const) {
   });
 }
 
+test("raw: an interrupt while the shell leaves keeps the state", async () => {
+  await using session = await vms.scheduler.session({ language: "raw", timeoutSeconds: 60 });
+  await session.exec(SET.raw);
+  // It comes when the command is decided, and is dealt with before the first one of the EXIT trap.
+  const { exitCode, stateReset } = await session.exec("exit $(kill -INT $$; echo 3)");
+  assert.deepEqual([exitCode, stateReset], [3, false]);
+  await showsKept(session, "after exit");
+  for (const code of ["exit 3", "set -e; false"]) {
+    for (let round = 0; round < 20; round++) {
+      const running = session.exec(code);
+      await sleep(round / 2);
+      await session.interrupt();
+      const end = await settled(running, "the interrupted code");
+      assert.deepEqual([[1, 3, 130].includes(end.exitCode), end.stateReset], [true, false], `${code}, round ${round}: ${end.exitCode}`);
+      await session.exec("set +e");
+      await showsKept(session, `${code}, round ${round}`);
+    }
+  }
+});
+
 test("an interrupt without code to interrupt harms nobody who comes next", async () => {
   for (const language of ["python", "javascript", "raw"] as const) {
     await using session = await vms.scheduler.session({ language });

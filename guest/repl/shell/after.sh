@@ -12,7 +12,7 @@ else
   if [[ $__sbx_traps && $1 == staying ]]; then
     [[ ${ builtin trap -p INT; } ]] || . /run/sbx/interrupt.sh
     __sbx_trap=${ builtin trap -p EXIT; }
-    builtin trap '. /run/sbx/exit.sh' EXIT
+    builtin trap '__sbx_last=$?; . /run/sbx/exit.sh' EXIT
     [[ $__sbx_trap != *'. /run/sbx/exit.sh'* && ! $__sbx_final ]] || __sbx_trap=
   fi
   if [[ $__sbx_trap ]]; then

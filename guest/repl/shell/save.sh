@@ -1,7 +1,7 @@
 # Sourced by exit.sh on the top level: replies, and writes everything that makes the session, as commands. Its variables
 # are seen in the new bash, which drops them.
 
-__sbx_last=$? __sbx_flags=$- __sbx_options=${ builtin set +o; } __sbx_int=${ builtin trap -p INT; }
+__sbx_flags=$- __sbx_options=${ builtin set +o; } __sbx_int=${ builtin trap -p INT; }
 # Not ignored: a bash cannot undo what it was started with.
 builtin trap : INT
 [[ $__sbx_int != *"': 130'"* ]] || __sbx_int='. /run/sbx/interrupt.sh'

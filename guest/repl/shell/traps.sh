@@ -19,4 +19,4 @@ builtin trap 'builtin trap - EXIT XFSZ; builtin kill -XFSZ $$' XFSZ
 builtin trap 'builtin trap - EXIT VTALRM; builtin kill -VTALRM $$' VTALRM
 builtin trap 'builtin trap - EXIT SYS; builtin kill -SYS $$' SYS
 . /run/sbx/interrupt.sh
-builtin trap '. /run/sbx/exit.sh' EXIT
+builtin trap '__sbx_last=$?; . /run/sbx/exit.sh' EXIT
