@@ -119,6 +119,32 @@ testShell("background jobs run on between executions, and wait knows them", asyn
   assert.equal(await shown(session, "until [ -s over ]; do sleep 0.1; done; cat over"), "survived\n");
 });
 
+testShell("a function that is left in the middle takes its redirections with it", async (session) => {
+  const now = "echo out; echo err >&2; cat; readlink /proc/$$/fd/0; ls /proc/$$/fd";
+  const before = await session.exec(now);
+  for (
+    const [code, exitCode] of [
+      ["f() { exit 3; }; f >log 2>&1", 3],
+      ["f() { exit 4; }; g() { f 2>/dev/null; }; g >log", 4],
+      ["f() { exit 5; } >log 2>&1 </etc/hostname; f", 5],
+      ["f() { set -e; false; }; f >&2", 1],
+      ["x=${ exit 6; }", 6],
+      ["{ exit 7; } >log 2>&1", 7],
+    ] as const
+  ) {
+    assert.equal((await session.exec(code)).exitCode, exitCode, code);
+    const { stdout, stderr } = await session.exec(`set +e; ${now}`);
+    assert.deepEqual([stdout, stderr], [before.stdout, before.stderr], code);
+  }
+  const running = session.exec("f() { while :; do :; done; }; f >log 2>&1");
+  await session.interrupt();
+  assert.equal((await running).exitCode, 130);
+  assert.equal(await shown(session, "echo back"), "back\n");
+  // What the code itself moved stays moved.
+  await session.exec("f() { exit 8; }; exec {kept}>&1 >own; f 2>/dev/null");
+  assert.equal(await shown(session, "echo to own; exec >&$kept; cat own"), "to own\n");
+});
+
 testShell("exec redirections and what children inherit", async (session) => {
   assert.equal(await shown(session, "exec 5>&1 >file; echo into"), "");
   assert.equal(await shown(session, "echo more"), "");
