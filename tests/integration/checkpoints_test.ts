@@ -206,6 +206,36 @@ test("processes that are attached and transfers lose nothing while checkpoints a
   assert.ok(content.equals(await session.readFile("large")));
 });
 
+test("a machine whose memory never comes to rest is saved all the same, and every copy has a whole of it", async () => {
+  await using session = await open("python");
+  // Two halves that are equal whenever they are looked at under the lock, and never for long.
+  const code = `
+import threading, os, time
+size, lock, state = 12_000_000, threading.Lock(), {}
+def write():
+    while True:
+        with lock:
+            piece = os.urandom(1 << 16)
+            state["a"] = bytearray(piece * (size >> 16)); state["b"] = bytearray(state["a"]); state["n"] = state.get("n", 0) + 1
+        time.sleep(0.001)
+threading.Thread(target=write, daemon=True).start()
+def look():
+    with lock: return state.get("a") == state.get("b"), state.get("n", 0)`;
+  await session.exec(code);
+  const look = async (each: Session): Promise<number> => {
+    const [, isWhole, count] = /^\((True|False), (\d+)\)$/.exec((await each.exec("look()")).value ?? "") ?? [];
+    assert.equal(isWhole, "True");
+    return Number(count);
+  };
+  await eventually("it writes", async () => await look(session) > 1);
+  await using checkpoint = await session.checkpoint();
+  await using copy = await checkpoint.restore();
+  for (const each of [session, copy]) {
+    const before = await look(each);
+    await eventually("it goes on writing", async () => await look(each) > before);
+  }
+});
+
 test("what a process writes while it is copied comes once in the original and once in the copy", async () => {
   await using session = await open("python");
   await using echo = await session.spawn("cat", [], { stdin: true, background: true });
