@@ -91,6 +91,12 @@ export interface ExecSinks {
 
 const GRACES: Graces = { killMs: GUEST_KILL_GRACE_MS, cancelMs: CANCEL_GRACE_MS, resultMs: RESULT_GRACE_MS };
 
+/** What the next owner of a channel has to know. */
+export interface GuestHandOver extends HandOver {
+  /** What the guest was told that it is called. */
+  readonly guestId: string;
+}
+
 /** The agent of one VM. */
 export class GuestChannel {
   /** Files below the user's home. */
@@ -106,10 +112,11 @@ export class GuestChannel {
   #acknowledged: PromiseWithResolvers<void> | undefined;
   #awaitedId = "";
 
-  /** Speaks over `pipe`, whose other end the agent's control port is. `firstStream` is what `handOver` gave for one that was another's. */
-  constructor(pipe: Duplex, graces: Graces = GRACES, firstStream = 1) {
+  /** Speaks over `pipe`, whose other end the agent's control port is. `from` is what `handOver` gave for one that was another's. */
+  constructor(pipe: Duplex, graces: Graces = GRACES, from: Omit<GuestHandOver, "pipe"> = { firstStream: 1, guestId: "" }) {
     this.#graces = graces;
-    this.#mux = new Mux(pipe, (payload) => this.#onHello(payload), firstStream);
+    this.#mux = new Mux(pipe, (payload) => this.#onHello(payload), from.firstStream);
+    this.#awaitedId = from.guestId;
     this.files = new GuestFiles(this.#mux, graces);
     this.processes = new GuestProcesses(this.#mux, graces);
     this.#announced.promise.catch(() => {}); // A clone announces nothing; nobody waits then.
@@ -249,8 +256,8 @@ export class GuestChannel {
   }
 
   /** Lets another speak to a guest that has nothing to do; this end only tells of its loss from then on. */
-  handOver(): HandOver {
-    return this.#mux.handOver();
+  handOver(): GuestHandOver {
+    return { ...this.#mux.handOver(), guestId: this.#awaitedId };
   }
 
   /** Stops speaking; what waits for the guest ends with `reason`. The machine itself is its owner's. */

@@ -1,14 +1,19 @@
 /** Client link: a client's connection to the server, the proof that it is the right one, and the VMs that are had through it. */
 import net, { type Socket } from "node:net";
+import type { z } from "zod";
 import { abortable, Deadline } from "../base/async.ts";
 import { CommunicationError, messageOf, SandboxDependencyError, SocketAuthError } from "../base/errors.ts";
 import { decodeError } from "./error_codec.ts";
 import { LineError, LineReader, writeLine } from "./lines.ts";
 import {
   answerSchema,
+  type CheckpointRef,
+  checkpointSchema,
+  checkpointsSchema,
   type Leased,
   leasedSchema,
   type LeaseProgress,
+  type LeaseWishes,
   readMessage,
   type Request,
   type ServerStatus,
@@ -45,6 +50,9 @@ export interface LeasedVm extends Leased {
   /** Its control channel, from the first byte to come. */
   readonly socket: Socket;
 }
+
+/** A checkpoint of the server. */
+type Checkpoint = z.output<typeof checkpointSchema>;
 
 /** A request without its id. */
 type Body<R = Request> = R extends unknown ? Omit<R, "id"> : never;
@@ -100,7 +108,7 @@ export class ClientLink implements Disposable {
 
   /** Waits for a VM. The caller owns it: `release`, and closing its connection. */
   async lease(
-    request: VmRequest,
+    request: VmRequest & LeaseWishes,
     { signal, ...events }: LeaseEvents & { readonly signal?: AbortSignal | undefined },
   ): Promise<LeasedVm> {
     const lease = this.#nextId++;
@@ -119,9 +127,9 @@ export class ClientLink implements Disposable {
     }
   }
 
-  /** Gives a VM back; resolves when it is dead. */
-  async release(lease: number): Promise<void> {
-    await this.#call({ method: "release", lease }, {});
+  /** Gives a VM back, and its room to the VM of another lease; resolves when it is dead. */
+  async release(lease: number, heir?: number): Promise<void> {
+    await this.#call({ method: "release", lease, heir }, {});
     this.#leases.delete(lease);
   }
 
@@ -133,6 +141,47 @@ export class ClientLink implements Disposable {
   /** Gives a slot back. */
   vacate(lease: number): void {
     void this.#call({ method: "vacate", lease }, {}).catch(() => {}); // Of a VM that is gone, nothing is held.
+  }
+
+  /** Saves a VM whose guest is held. */
+  async save(lease: number): Promise<void> {
+    await this.#call({ method: "save", lease }, {});
+  }
+
+  /** Makes a checkpoint of what `save` wrote. */
+  async keep(lease: number, name: string | undefined): Promise<Checkpoint> {
+    return readMessage(checkpointSchema, await this.#call({ method: "keep", lease, name: name ?? null }, {}), "the server's checkpoint");
+  }
+
+  /** Forgets what `save` wrote, unless it was kept. */
+  async drop(lease: number): Promise<void> {
+    await this.#call({ method: "drop", lease }, {});
+  }
+
+  /** Rejects when so much memory can never be had at once. */
+  async checkMemory(memoryMb: number): Promise<void> {
+    await this.#call({ method: "check_memory", memoryMb }, {});
+  }
+
+  /** Rejects when the name is taken. */
+  async checkFree(name: string): Promise<void> {
+    await this.#call({ method: "checkpoint_free", name }, {});
+  }
+
+  /** The checkpoint of that name. */
+  async checkpointNamed(name: string): Promise<Checkpoint> {
+    return readMessage(checkpointSchema, await this.#call({ method: "checkpoint_named", name }, {}), "the server's checkpoint");
+  }
+
+  /** Those with a name. */
+  async checkpoints(): Promise<Checkpoint[]> {
+    return readMessage(checkpointsSchema, await this.#call({ method: "checkpoint_list" }, {}), "the server's checkpoints").checkpoints;
+  }
+
+  /** Removes one. */
+  async removeCheckpoint({ id, name }: Pick<Checkpoint, "id" | "name">): Promise<void> {
+    const checkpoint: CheckpointRef = { id, name: name ?? null };
+    await this.#call({ method: "checkpoint_remove", checkpoint }, {});
   }
 
   /** Resolves when the server keeps as many VMs ready as it was asked for. */

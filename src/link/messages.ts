@@ -12,6 +12,20 @@ const memoryMb = z.number().int().min(128).max(Number.MAX_SAFE_INTEGER);
 const milliseconds = z.number().min(0).max(1e12);
 const count = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
 const pid = z.number().int().positive();
+/** Becomes that of a directory. */
+const checkpointName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/);
+/** By its id alone it is one of this client's own, without a name. */
+const checkpointRef = z.object({ id: name, name: checkpointName.nullable() });
+
+/** What a VM may have besides. */
+const wishes = {
+  /** It can be saved. */
+  isSavable: z.boolean().optional(),
+  /** It goes on from there. */
+  checkpoint: checkpointRef.optional(),
+  /** It will have the room of the VM of that lease. */
+  replacing: count.optional(),
+};
 
 /** A client's first line on any connection: what the connection is for. */
 export const openingSchema = z.discriminatedUnion("open", [
@@ -37,13 +51,24 @@ export const proofSchema = z.object({ proof });
 /** A client's further lines on a control connection. */
 export const requestSchema = z.discriminatedUnion("method", [
   /** A VM. While it is waited for, and as long as it lives, events of this request's id may come. */
-  z.object({ id: count, method: z.literal("lease"), language, memoryMb, wantsLog: z.boolean() }),
-  /** The VM of the lease of that id is not needed any more; answered when it is dead. */
-  z.object({ id: count, method: z.literal("release"), lease: count }),
+  z.object({ id: count, method: z.literal("lease"), language, memoryMb, wantsLog: z.boolean(), ...wishes }),
+  /** The VM of the lease of that id is not needed any more; answered when it is dead. Its room goes to the heir. */
+  z.object({ id: count, method: z.literal("release"), lease: count, heir: count.optional() }),
   /** A CPU slot for a VM; answered when there is one. A lease comes with its first. */
   z.object({ id: count, method: z.literal("occupy"), lease: count }),
   /** One of a VM's slots is free again. */
   z.object({ id: count, method: z.literal("vacate"), lease: count }),
+  /** Saves a VM whose guest is held; `keep` makes a checkpoint of what was written, once, and `drop` forgets it. */
+  z.object({ id: count, method: z.literal("save"), lease: count }),
+  z.object({ id: count, method: z.literal("keep"), lease: count, name: checkpointName.nullable() }),
+  z.object({ id: count, method: z.literal("drop"), lease: count }),
+  /** Refused when so much can never be had at once. */
+  z.object({ id: count, method: z.literal("check_memory"), memoryMb }),
+  /** Checkpoints: refused when the name is taken; the one of a name; those with a name; away with one. */
+  z.object({ id: count, method: z.literal("checkpoint_free"), name: checkpointName }),
+  z.object({ id: count, method: z.literal("checkpoint_named"), name: checkpointName }),
+  z.object({ id: count, method: z.literal("checkpoint_list") }),
+  z.object({ id: count, method: z.literal("checkpoint_remove"), checkpoint: checkpointRef }),
   z.object({ id: count, method: z.literal("prepare"), language, memoryMb }),
   z.object({ id: count, method: z.literal("ready") }),
   z.object({ id: count, method: z.literal("status") }),
@@ -83,7 +108,23 @@ export const leasedSchema = z.object({
   pid,
   cpuTimeBaseMs: milliseconds,
   firstStream: z.number().int().min(1).max(0xffff_ffff),
+  /** What the guest was told that it is called. */
+  guestId: name,
 });
+
+/** Result of `keep` and `checkpoint_named`. */
+export const checkpointSchema = z.object({
+  id: name,
+  name: checkpointName.nullable().transform((given) => given ?? undefined),
+  language,
+  memoryMiB: memoryMb,
+  createdAtMs: z.number(),
+  sizeBytes: count,
+  directory: text,
+});
+
+/** Result of `checkpoint_list`. */
+export const checkpointsSchema = z.object({ checkpoints: z.array(checkpointSchema) });
 
 /** Result of `status`. */
 export const statusSchema = z.object({
@@ -109,6 +150,10 @@ export type SharedConfig = Readonly<Welcome["config"]>;
 export type Request = z.output<typeof requestSchema>;
 /** Which VM is wanted. */
 export type VmRequest = Readonly<Pick<Extract<Request, { method: "lease" }>, "language" | "memoryMb">>;
+/** What a VM may have besides. */
+export type LeaseWishes = Readonly<Pick<Extract<Request, { method: "lease" }>, "isSavable" | "checkpoint" | "replacing">>;
+/** Which checkpoint is meant. */
+export type CheckpointRef = Readonly<z.output<typeof checkpointRef>>;
 /** See `answerSchema`. */
 export type Answer = z.output<typeof answerSchema>;
 /** See `answerSchema`. */

@@ -115,7 +115,7 @@ export class Copies<S extends AsyncDisposable> {
 
   /** `count` sessions that go on from where this one is. All of them, or none. */
   async fork(original: Original, count: number, signal: AbortSignal | undefined): Promise<S[]> {
-    this.#checkRoom(original, count);
+    await this.#checkRoom(original, count);
     await using checkpoint = await this.take(original, { name: undefined, signal });
     const failed = new AbortController(), until = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal;
     const restoring = Array.from({ length: count }, () => checkpoint.restore({ signal: until }));
@@ -150,13 +150,13 @@ export class Copies<S extends AsyncDisposable> {
   }
 
   /** Forks wait for room like any VM, but not for room that there can never be: the session itself stays. */
-  #checkRoom({ request: { memoryMb } }: Original, count: number): void {
+  async #checkRoom({ request: { memoryMb } }: Original, count: number): Promise<void> {
     const range = "a whole number of at least 1";
     if (!Number.isSafeInteger(count) || count < 1) {
       throw new InputValidationError(`Cannot fork: count must be ${range}, got ${shown(count)}`);
     }
     try {
-      this.#parts.machines.checkMemory(memoryMb * (count + 1));
+      await this.#parts.machines.checkMemory(memoryMb * (count + 1));
     } catch (cause) {
       if (!(cause instanceof VmCapacityError)) throw cause;
       const message = `Cannot fork: ${count} more sessions of ${memoryMb} MB do not fit beside this one: ${cause.message}`;

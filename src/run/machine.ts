@@ -82,8 +82,8 @@ export interface CheckpointIndex {
 /** Where the VMs of one scheduler come from. Disposing kills all of them and waits. */
 export interface MachineSource extends AsyncDisposable {
   readonly checkpoints: CheckpointIndex;
-  /** Throws `VmCapacityError` when so much memory can never be had at once. */
-  checkMemory(memoryMb: number): void;
+  /** Rejects with `VmCapacityError` when so much memory can never be had at once. */
+  checkMemory(memoryMb: number): Promise<void>;
   /**
    * Waits for room and starts a VM; it may be used before it has answered. The caller owns it. Throws `VmCapacityError` and what starting
    * throws; rejects with the signal's reason.

@@ -42,12 +42,12 @@ export async function nearestMachines(options: NearestOptions): Promise<MachineS
 
 /** The server's machines until it has gone or turns us away; from then on those of this process. */
 class NearestMachines implements MachineSource {
-  /** Those of this process. */
+  /** Both have the same with a name; those without are in one directory each, which either can remove. */
   readonly checkpoints: CheckpointIndex = {
-    checkFree: async (name) => await (await this.#ownSupply()).checkpoints.checkFree(name),
-    named: async (name) => await (await this.#ownSupply()).checkpoints.named(name),
-    list: async () => await (await this.#ownSupply()).checkpoints.list(),
-    remove: async (checkpoint) => await (await this.#ownSupply()).checkpoints.remove(checkpoint),
+    checkFree: (name) => this.#fromEither((source) => source.checkpoints.checkFree(name)),
+    named: (name) => this.#fromEither((source) => source.checkpoints.named(name)),
+    list: () => this.#fromEither((source) => source.checkpoints.list()),
+    remove: (checkpoint) => this.#fromEither((source) => source.checkpoints.remove(checkpoint)),
   };
   readonly #remote: RemoteMachines;
   readonly #options: NearestOptions;
@@ -59,16 +59,17 @@ class NearestMachines implements MachineSource {
     this.#options = options;
   }
 
-  /** Each source refuses what can never fit, when it is asked for a VM. */
-  checkMemory(): void {}
+  async checkMemory(memoryMb: number): Promise<void> {
+    await this.#fromEither((source) => source.checkMemory(memoryMb));
+  }
 
-  /** A checkpoint is restored by this process, with room of its own where it takes the place of a server's VM. */
+  /** What takes the place of a server's VM, and comes from this process, has room of its own. */
   async lease(request: MachineRequest): ReturnType<MachineSource["lease"]> {
-    if (request.checkpoint) {
-      const { replacing, ...alone } = request;
-      return await (await this.#ownSupply()).lease(replacing instanceof RemoteMachine ? alone : request);
-    }
-    return await this.#fromEither((source) => source.lease(request));
+    const { replacing, ...alone } = request;
+    return await this.#fromEither((source) => {
+      const isForeign = replacing instanceof RemoteMachine && source !== this.#remote;
+      return source.lease(isForeign ? alone : request);
+    });
   }
 
   async ready(signal: AbortSignal): Promise<void> {

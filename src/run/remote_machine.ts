@@ -1,7 +1,7 @@
 /** Remote machine: a VM of the server of `sbx serve`, spoken to over a connection of its own that carries its control channel. */
 import { readFileSync } from "node:fs";
 import { settlesWithin } from "../base/async.ts";
-import { messageOf, SnapshotError } from "../base/errors.ts";
+import { messageOf } from "../base/errors.ts";
 import type { StartKind } from "../base/result.ts";
 import { GuestChannel } from "../channel/guest.ts";
 import type { ClientLink, LeasedVm } from "../link/client_link.ts";
@@ -27,10 +27,11 @@ export class RemoteMachine implements Machine {
   readonly #onRelease: () => void;
   #released: Promise<void> | undefined;
   #isVisible: boolean | undefined;
-  #hasFirstSlot = true;
+  #hasFirstSlot: boolean;
 
-  /** The machine of a lease, whose connection it owns. `onRelease` is called once, when it has been given back. */
-  constructor(link: ClientLink, leased: LeasedVm, onRelease: () => void) {
+  /** The machine of a lease, whose connection it owns. It may come with its first CPU slot. `onRelease` is called once, when it has been given back. */
+  constructor(link: ClientLink, leased: LeasedVm, { hasSlot, onRelease }: { readonly hasSlot: boolean; readonly onRelease: () => void }) {
+    this.#hasFirstSlot = hasSlot;
     this.#link = link;
     this.#leased = leased;
     this.#onRelease = onRelease;
@@ -38,7 +39,7 @@ export class RemoteMachine implements Machine {
     this.start = leased.start;
     this.startedAt = performance.now() - leased.ageMs;
     this.ready = Promise.resolve(leased.bootMs);
-    this.guest = new GuestChannel(leased.socket, undefined, leased.firstStream);
+    this.guest = new GuestChannel(leased.socket, undefined, leased);
   }
 
   get lost(): AbortSignal {
@@ -74,21 +75,38 @@ export class RemoteMachine implements Machine {
     return gone.aborted ? `${messageOf(error)} (${messageOf(gone.reason)})` : messageOf(error);
   }
 
-  /** Rejects with `SnapshotError`. */
-  async save(): Promise<MachineSave> {
-    throw noCheckpoints();
+  /** The save is waited for whatever the signal does: another must not begin before it is over. */
+  async save(signal: AbortSignal | undefined): Promise<MachineSave> {
+    const link = this.#link, { lease } = this.#leased;
+    await link.save(lease);
+    const save: MachineSave = {
+      keep: (name) => link.keep(lease, name),
+      [Symbol.asyncDispose]: () => link.drop(lease).catch(() => {}), // Nothing is kept of a VM, or a server, that has gone.
+    };
+    if (!signal?.aborted) return save;
+    await save[Symbol.asyncDispose]();
+    throw signal.reason;
   }
 
-  /** The next machine has room of its own. */
-  replaceWith(): void {
-    this.release();
+  /** One of this process has room of its own. */
+  replaceWith(next: Machine): void {
+    this.#release(next instanceof RemoteMachine ? next.#leased.lease : undefined);
+  }
+
+  /** What the server knows it by. */
+  get lease(): number {
+    return this.#leased.lease;
   }
 
   release(): void {
+    this.#release();
+  }
+
+  #release(heir?: number): void {
     if (this.#released) return;
     this.guest.close();
     // Asked for, and not by closing the connection alone: while the guest takes nothing the server reads nothing, and so would not see its end.
-    this.#released = this.#link.release(this.#leased.lease).catch(() => {}) // A server that has gone has taken its VMs along.
+    this.#released = this.#link.release(this.#leased.lease, heir).catch(() => {}) // A server that has gone has taken its VMs along.
       .finally(() => {
         this.#leased.socket.destroy();
         this.#onRelease();
@@ -100,14 +118,6 @@ export class RemoteMachine implements Machine {
     await settlesWithin(this.#released ?? Promise.resolve(), END_TIMEOUT_MS);
     this.#leased.socket.destroy();
   }
-}
-
-/** Checkpoints are for VMs of the process that uses them. */
-export function noCheckpoints(): SnapshotError {
-  return new SnapshotError("Cannot use a checkpoint: the VMs of a server are neither saved nor restored", {
-    retry: "never",
-    hint: "Use `Scheduler.open()`; at the prompt `sbx session --no-serve`.",
-  });
 }
 
 function commandLineOf(pid: number): string {

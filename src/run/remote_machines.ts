@@ -4,17 +4,17 @@ import { ClientLink } from "../link/client_link.ts";
 import type { ServerPlace } from "../link/place.ts";
 import type { CheckpointIndex, MachineRequest, MachineSource } from "./machine.ts";
 import { guarded } from "./output.ts";
-import { noCheckpoints, RemoteMachine } from "./remote_machine.ts";
+import { RemoteMachine } from "./remote_machine.ts";
 import type { SupplyHooks } from "./supply.ts";
 
 /** A source whose VMs another process owns. Each lives as long as its connection, and all of them no longer than this process. */
 export class RemoteMachines implements MachineSource {
   readonly link: ClientLink;
   readonly checkpoints: CheckpointIndex = {
-    checkFree: () => Promise.reject(noCheckpoints()),
-    named: () => Promise.reject(noCheckpoints()),
-    list: () => Promise.reject(noCheckpoints()),
-    remove: () => Promise.reject(noCheckpoints()),
+    checkFree: (name) => this.link.checkFree(name),
+    named: (name) => this.link.checkpointNamed(name),
+    list: () => this.link.checkpoints(),
+    remove: (checkpoint) => this.link.removeCheckpoint(checkpoint),
   };
   readonly #hooks: SupplyHooks;
   readonly #machines = new Set<RemoteMachine>();
@@ -33,15 +33,21 @@ export class RemoteMachines implements MachineSource {
     return new RemoteMachines(await ClientLink.open(place, { version: VERSION, ...options }), hooks);
   }
 
-  /** The server refuses what can never fit, when it is asked for a VM. */
-  checkMemory(): void {}
+  async checkMemory(memoryMb: number): Promise<void> {
+    await this.link.checkMemory(memoryMb);
+  }
 
   /** What does not start is made anew by the server, so nothing is lent in the place of anything. */
-  async lease({ language, memoryMb, signal, onBootLog, checkpoint }: MachineRequest): Promise<RemoteMachine> {
-    if (checkpoint) throw noCheckpoints();
+  async lease({ language, memoryMb, signal, onBootLog, isSavable, checkpoint, replacing }: MachineRequest): Promise<RemoteMachine> {
     const { log, onProgress } = this.#hooks, onLog = guarded(onBootLog, "onBootLog", log);
-    const leased = await this.link.lease({ language, memoryMb }, { signal, onProgress, onLog });
-    const machine: RemoteMachine = new RemoteMachine(this.link, leased, () => void this.#machines.delete(machine));
+    const wishes = {
+      isSavable,
+      checkpoint: checkpoint && { id: checkpoint.id, name: checkpoint.name ?? null },
+      replacing: replacing instanceof RemoteMachine ? replacing.lease : undefined,
+    };
+    const leased = await this.link.lease({ language, memoryMb, ...wishes }, { signal, onProgress, onLog });
+    const hasSlot = wishes.replacing === undefined, onRelease = () => void this.#machines.delete(machine);
+    const machine: RemoteMachine = new RemoteMachine(this.link, leased, { hasSlot, onRelease });
     this.#machines.add(machine);
     return machine;
   }

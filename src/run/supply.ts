@@ -121,7 +121,7 @@ export class Supply implements MachineSource {
     await this.#pool.ready(signal);
   }
 
-  checkMemory(memoryMb: number): void {
+  async checkMemory(memoryMb: number): Promise<void> {
     this.#gate.checkMemory(memoryMb);
   }
 

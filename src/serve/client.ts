@@ -1,11 +1,12 @@
 /** Client: one process that the server lends VMs to. It has them as long as its control connection lives. */
 import type { Socket } from "node:net";
-import { CommunicationError } from "../base/errors.ts";
+import { CommunicationError, messageOf } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
 import { encodeError } from "../link/error_codec.ts";
 import { LineError, writeLine } from "../link/lines.ts";
 import { type Answer, type LeaseProgress, readMessage, type Request, requestSchema, type ServerStatus } from "../link/messages.ts";
 import type { MachineSource } from "../run/machine.ts";
+import { ClientCheckpoints } from "./client_checkpoints.ts";
 import { Lease } from "./lease.ts";
 
 /** Requests of one client that wait for their answer. */
@@ -31,12 +32,14 @@ export class Client {
   readonly #parts: ServerParts;
   readonly #requests = new Map<number, { readonly request: Request; readonly controller: AbortController }>();
   readonly #leases = new Map<number, Lease>();
+  readonly #checkpoints: ClientCheckpoints;
   #hasEnded = false;
 
   /** Speaks over `socket`, whose lines it is given. */
   constructor(socket: Socket, parts: ServerParts) {
     this.#socket = socket;
     this.#parts = parts;
+    this.#checkpoints = new ClientCheckpoints(parts.machines.checkpoints);
   }
 
   /** How many requests wait for a VM, and how many VMs the client has. */
@@ -77,6 +80,7 @@ export class Client {
     for (const { controller } of this.#requests.values()) controller.abort(reason);
     for (const lease of this.#leases.values()) lease.end();
     await Promise.all([...this.#leases.values()].map((lease) => lease.over));
+    await this.#checkpoints.end().catch((error) => this.#parts.log.debug("checkpoints of a client are left", { reason: messageOf(error) }));
   }
 
   async #do(request: Exclude<Request, { method: "cancel" }>, signal: AbortSignal): Promise<Record<string, unknown>> {
@@ -85,6 +89,8 @@ export class Client {
         return { ...(await this.#lease(request, signal)).leased };
       case "release": {
         const lease = this.#leases.get(request.lease);
+        const heir = request.heir === undefined ? undefined : this.#leases.get(request.heir);
+        if (heir) lease?.giveRoomTo(heir);
         lease?.end();
         await lease?.over;
         return {};
@@ -95,6 +101,22 @@ export class Client {
       case "vacate":
         this.#leaseOf(request.lease).vacate();
         return {};
+      case "save":
+        await this.#leaseOf(request.lease).save();
+        return {};
+      case "keep":
+        return await this.#keep(this.#leaseOf(request.lease), request.name ?? undefined);
+      case "drop":
+        await this.#leaseOf(request.lease).drop();
+        return {};
+      case "check_memory":
+        await this.#parts.machines.checkMemory(request.memoryMb);
+        return {};
+      case "checkpoint_free":
+      case "checkpoint_named":
+      case "checkpoint_list":
+      case "checkpoint_remove":
+        return await this.#checkpoints.do(request);
       case "prepare":
         await this.#parts.machines.prepare({ language: request.language, memoryMb: request.memoryMb, signal });
         return {};
@@ -106,10 +128,19 @@ export class Client {
     }
   }
 
-  async #lease({ id, language, memoryMb, wantsLog }: Extract<Request, { method: "lease" }>, signal: AbortSignal): Promise<Lease> {
-    const { machines, log, leases } = this.#parts;
+  /** Made by a client that has gone meanwhile, it goes too. */
+  async #keep(lease: Lease, name: string | undefined): Promise<Record<string, unknown>> {
+    const stored = this.#checkpoints.add(await lease.keep(name));
+    if (this.#hasEnded) await this.#checkpoints.end();
+    return stored;
+  }
+
+  async #lease(request: Extract<Request, { method: "lease" }>, signal: AbortSignal): Promise<Lease> {
+    const { machines, log, leases } = this.#parts, { id, language, memoryMb, wantsLog, isSavable = false } = request;
     const onBootLog = wantsLog ? (text: string) => this.#sendLog(id, text) : undefined;
-    const lease = await Lease.obtain({ language, memoryMb, signal, onBootLog }, machines, log);
+    const checkpoint = request.checkpoint && await this.#checkpoints.find(request.checkpoint);
+    const replacing = request.replacing === undefined ? undefined : this.#leaseOf(request.replacing);
+    const lease = await Lease.obtain({ language, memoryMb, signal, onBootLog, isSavable, checkpoint, replacing }, machines, log);
     this.#leases.set(id, lease);
     leases.set(lease.leased.token, lease);
     void lease.over.finally(() => {

@@ -1,16 +1,17 @@
 /** Lease: one VM in the hands of one client. The server passes its bytes on and reads none of them. */
 import type { Socket } from "node:net";
 import { abortable, Deadline } from "../base/async.ts";
-import { assert, CommunicationError, messageOf } from "../base/errors.ts";
+import { assert, CommunicationError, messageOf, SnapshotError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
-import type { HandOver } from "../channel/mux.ts";
+import type { GuestHandOver } from "../channel/guest.ts";
 import type { Leased, VmRequest } from "../link/messages.ts";
 import { newNonce } from "../link/secret.ts";
 import { readUsage } from "../qemu/usage.ts";
 import type { OutputCallback } from "../run/check.ts";
 import { LocalMachine } from "../run/local_machine.ts";
-import type { MachineSource } from "../run/machine.ts";
+import type { Machine, MachineRequest, MachineSave, MachineSource } from "../run/machine.ts";
 import { onMachine } from "../run/start_vm.ts";
+import type { StoredCheckpoint } from "../vm/checkpoint_store.ts";
 
 /** A client connects to its VM at once. */
 const ATTACH_TIMEOUT_MS = 5_000;
@@ -21,6 +22,10 @@ const LAST_BYTES_TIMEOUT_MS = 5_000;
 export interface LeaseOptions extends VmRequest {
   readonly signal: AbortSignal;
   readonly onBootLog: OutputCallback | undefined;
+  readonly isSavable: boolean;
+  readonly checkpoint: StoredCheckpoint | undefined;
+  /** It will have the room of that one (`giveRoomTo`), and comes without a CPU slot: whoever replaces a VM has one of it. */
+  readonly replacing: Lease | undefined;
 }
 
 /** A VM that is ready, until its client, its connection or the VM itself is gone. */
@@ -30,34 +35,73 @@ export class Lease {
   /** Settles when its VM is dead. */
   readonly over: Promise<void>;
   readonly #machine: LocalMachine;
-  readonly #channel: HandOver;
+  readonly #channel: GuestHandOver;
   readonly #attached = Promise.withResolvers<Socket>();
   readonly #ending = new AbortController();
   readonly #slots: Disposable[] = [];
+  #save: MachineSave | undefined;
 
-  private constructor(machine: LocalMachine, slot: Disposable, bootMs: number, log: Logger) {
+  private constructor(machine: LocalMachine, slot: Disposable | undefined, bootMs: number, log: Logger) {
     this.#machine = machine;
-    this.#slots.push(slot);
+    if (slot) this.#slots.push(slot);
     this.#channel = machine.guest.handOver();
     const { id, start, startedAt, vm: { child: { pid } } } = machine;
     const cpuTimeBaseMs = Math.max(0, (readUsage(pid).cpuTimeMs ?? 0) - (machine.usage().cpuTimeMs ?? 0));
-    const { firstStream } = this.#channel, ageMs = performance.now() - startedAt;
-    this.leased = { token: newNonce(), vm: id, start, ageMs, bootMs, pid, cpuTimeBaseMs, firstStream };
+    const { firstStream, guestId } = this.#channel, ageMs = performance.now() - startedAt;
+    this.leased = { token: newNonce(), vm: id, start, ageMs, bootMs, pid, cpuTimeBaseMs, firstStream, guestId };
     this.over = this.#live(log);
   }
 
   /** Waits for a VM that is ready, and for another when the first does not start. Throws what starting throws, and the signal's reason. */
-  static async obtain({ signal, ...request }: LeaseOptions, machines: MachineSource, log: Logger): Promise<Lease> {
-    return await onMachine({ ...request, signal }, { machines, log, calledAt: 0 }, async (machine) => {
+  static async obtain({ checkpoint, replacing, ...options }: LeaseOptions, machines: MachineSource, log: Logger): Promise<Lease> {
+    const { signal } = options;
+    const request: MachineRequest = {
+      ...options,
+      ...(checkpoint ? { checkpoint } : {}),
+      ...(replacing ? { replacing: replacing.#machine } : {}),
+    };
+    const lend = async (machine: Machine) => {
       assert(machine instanceof LocalMachine, "a server lends its own machines");
-      const slot = await machine.occupy(signal);
+      const slot = replacing ? undefined : await machine.occupy(signal);
       try {
         return new Lease(machine, slot, await abortable(machine.ready, signal), log);
       } catch (error) {
-        slot[Symbol.dispose]();
+        slot?.[Symbol.dispose]();
         throw error;
       }
-    });
+    };
+    if (!checkpoint) return await onMachine(request, { machines, log, calledAt: 0 }, lend);
+    const machine = await machines.lease(request);
+    try {
+      return await lend(machine);
+    } catch (error) {
+      machine.release();
+      throw error;
+    }
+  }
+
+  /** Saves the VM, whose guest the client holds. */
+  async save(): Promise<void> {
+    await this.drop();
+    this.#save = await this.#machine.save(this.#ending.signal);
+  }
+
+  /** Makes a checkpoint of what `save` wrote. */
+  async keep(name: string | undefined): Promise<StoredCheckpoint> {
+    if (!this.#save) throw new SnapshotError("Cannot keep the checkpoint: nothing was saved", { retry: "never" });
+    return await this.#save.keep(name);
+  }
+
+  /** Forgets what `save` wrote, unless it was kept. */
+  async drop(): Promise<void> {
+    const save = this.#save;
+    this.#save = undefined;
+    await save?.[Symbol.asyncDispose]();
+  }
+
+  /** Gives the room of its VM to that of another lease; it is to be ended then. */
+  giveRoomTo(heir: Lease): void {
+    this.#machine.replaceWith(heir.#machine);
   }
 
   /** Connects the client with the guest, each held back by the other. `said` is what the client has sent already. False when it cannot be. */
@@ -105,6 +149,7 @@ export class Lease {
     } finally {
       this.end();
       while (this.#slots.length > 0) this.vacate();
+      await this.drop().catch(() => {}); // It goes with the VM's directory.
       await this.#machine[Symbol.asyncDispose]().catch((error) => log.error("a VM could not be ended", { reason: messageOf(error) }));
       if (socket && !socket.destroyed) endWithin(socket, LAST_BYTES_TIMEOUT_MS);
     }

@@ -8,7 +8,6 @@ import {
   type Language,
   NoneAcceptedError,
   OutcomeUnknownError,
-  Scheduler,
   type SchedulerConfig,
   type Session,
   VmCapacityError,
@@ -38,11 +37,10 @@ const machinesLeft = (count: number) =>
   eventually(`${count} machines are left`, () => descendants().filter((line) => line.includes("qemu")).length === count);
 
 /** A scheduler with memory for so many VMs of 256 MB. */
-function openSmall(machines: number): Promise<Scheduler> {
-  const log = { debug() {}, info() {}, warning() {}, error() {} };
+function openSmall(machines: number): Promise<TestScheduler> {
   const hostMiB = os.totalmem() / 1_048_576;
   const config: SchedulerConfig = { hostMemoryReserveRatio: 0.95, memoryOvercommitRatio: (256 * machines + 100) / (0.05 * hostMiB) };
-  return Scheduler.open(config, { log });
+  return openTestScheduler(config);
 }
 
 for (const language of ["python", "javascript", "raw"] as const) {
@@ -188,7 +186,7 @@ test("what is asked for wrongly is refused before anything starts", async () => 
 });
 
 test("forks that can never fit are refused at once; others wait for room as any VM does, and may be given up", async () => {
-  await using scheduler = await openSmall(3);
+  const own = await openSmall(3), { scheduler } = own;
   await using session = await scheduler.session({ language: "raw" });
   await assert.rejects(session.fork(3), (error) => {
     assert.ok(error instanceof VmCapacityError, String(error));
@@ -215,10 +213,12 @@ test("forks that can never fit are refused at once; others wait for room as any 
     "4\n",
     "5\n",
   ]);
+  await session.close();
+  await own.close();
 });
 
 test("a rollback needs no second room, and a session that was rolled back gives its room back once", async () => {
-  await using scheduler = await openSmall(1);
+  const own = await openSmall(1), { scheduler } = own;
   for (let count = 0; count < 3; count += 1) {
     await using session = await scheduler.session({ language: "raw" });
     await session.exec("n=1");
@@ -227,6 +227,7 @@ test("a rollback needs no second room, and a session that was rolled back gives 
     await session.rollback(checkpoint);
     assert.equal((await session.exec("echo $n")).stdout, "1\n");
   }
+  await own.close();
 });
 
 noLeftovers();

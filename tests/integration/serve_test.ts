@@ -6,6 +6,7 @@ import path from "node:path";
 import process from "node:process";
 import test, { after, before, type TestContext } from "node:test";
 import { resolveConfig } from "../../src/config/config.ts";
+import { cacheDirectory } from "../../src/host/platform.ts";
 import { VERSION } from "../../src/config/version.ts";
 import { LINE_MAX_BYTES } from "../../src/link/lines.ts";
 import { placeOfSocket } from "../../src/link/place.ts";
@@ -16,7 +17,6 @@ import {
   SandboxDependencyError,
   Scheduler,
   SessionClosedError,
-  SnapshotError,
   SocketAuthError,
   VmCapacityError,
   VmConfigError,
@@ -267,18 +267,30 @@ test("a server that is stopped ends what runs with typed errors, and leaves no p
   assert.deepEqual([processesWith(session.id), readdirSync(place.directory)], [[], []]);
 });
 
-test("a checkpoint of a server's VM is refused with the reason, and its session goes on as it was", async () => {
-  await using scheduler = await shared.connect();
-  await using session = await scheduler.session({ language: "raw" });
-  await session.exec("x=1");
-  const isRefusal = (error: Error) =>
-    error instanceof SnapshotError && /VMs of a server are neither saved nor restored/.test(error.message);
-  await assert.rejects(session.checkpoint(), isRefusal);
-  await assert.rejects(session.fork(1), isRefusal);
-  await assert.rejects(session.rollback("some"), isRefusal);
-  await assert.rejects(scheduler.restore("some"), isRefusal);
-  await assert.rejects(scheduler.checkpoints(), isRefusal);
-  assert.equal((await session.exec("echo $x")).stdout, "1\n");
+test("checkpoints of a server's VMs: with a name they are any client's, without one they end with theirs", async () => {
+  const name = `test-serve-${process.pid}`;
+  const saved = () =>
+    readdirSync(path.join(cacheDirectory(), "run"), { recursive: true }).filter((each) => path.basename(String(each)) === "ram");
+  const before = saved().length;
+  {
+    await using scheduler = await shared.connect();
+    await using session = await scheduler.session({ language: "raw" });
+    await session.exec("x=1");
+    await session.checkpoint({ name });
+    const own = await session.checkpoint();
+    await session.exec("x=2");
+    await session.rollback(own);
+    await using copy = await own.restore();
+    assert.deepEqual([(await session.exec("echo $x")).stdout, (await copy.exec("echo $x")).stdout], ["1\n", "1\n"]);
+    await assert.rejects(session.fork(100_000), VmCapacityError);
+    assert.equal(saved().length, before + 1);
+  }
+  await eventually("what had no name is gone", () => saved().length === before);
+  await using other = await shared.connect();
+  await using restored = await other.restore(name);
+  assert.equal((await restored.exec("echo $x")).stdout, "1\n");
+  await other.removeCheckpoint(name);
+  await assert.rejects(other.restore(name), /there is none of that name/);
 });
 
 test("a boot log, and the steps of a bake, reach the client that asked", async (t) => {
