@@ -270,6 +270,8 @@ test("commands that do not exist, or lack something, are refused with advice", a
   repl.enter(":files missing");
   await repl.shows(/sbx: Cannot list files: missing\npy>$/);
   assert.deepEqual(repl.sessions[0]?.executed, []);
+  void repl.terminal.type(ctrl("d"));
+  await settled(repl.ended, "the end"); // Its history is written by then.
 });
 
 test("at a prompt code may run as long as any, unless the user says otherwise", async (t) => {
