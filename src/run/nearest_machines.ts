@@ -8,8 +8,8 @@ import { RemoteMachines } from "./remote_machines.ts";
 import { configDifference, sharedConfig } from "./shared_config.ts";
 import type { SupplyHooks } from "./supply.ts";
 
-/** A server that is there answers in one or two milliseconds, on a busy host in some more; a run without it takes 40. */
-const MEET_TIMEOUT_MS = 150;
+/** A server that has gone refuses at once; one that is there answers in a millisecond or two, on a host with ten times its load in some 200. Only one that hangs takes longer. */
+const MEET_TIMEOUT_MS = 1_000;
 
 /** What the choice depends on. */
 export interface NearestOptions {

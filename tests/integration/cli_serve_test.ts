@@ -121,6 +121,16 @@ testVm("a server that dies under a command ends what runs on it, and the command
   assert.deepEqual([code, first.error.code, second.stdout], [125, "SBX_OUTCOME_UNKNOWN", "second\n"]);
 });
 
+testVm("a server that hangs is not waited for", async (t) => {
+  const own = home(t), server = await own.serve("--warm", "0");
+  server.kill("SIGSTOP");
+  const run = await own.sbx(["run", "--debug", "-l", "raw", "echo hi"]);
+  server.kill("SIGCONT");
+  assert.deepEqual([run.code, run.stdout], [0, "hi\n"]);
+  assert.match(run.stderr, /not using the server .*no answer within \d+ ms/);
+  assert.ok((await own.sbx(["run", "--debug", "-l", "raw", "echo hi"])).stderr.includes(USES));
+});
+
 testVm("a command that is killed takes its VM along", async (t) => {
   const own = home(t), server = await own.serve("--warm", "0");
   const command = own.start(["run", "-l", "raw", "echo on; sleep 1000"]);
