@@ -11,7 +11,7 @@ use crate::exec::{flags, Body};
 use crate::limits;
 
 /// What bash sources when it is needed, each a file in DIRECTORY: without functions, nothing of ours has a name while the user's code runs.
-const SCRIPTS: [(&str, &str); 14] = [
+const SCRIPTS: [(&str, &str); 15] = [
     ("start.sh", include_str!("../repl/shell/start.sh")),
     ("resume.sh", include_str!("../repl/shell/resume.sh")),
     ("traps.sh", include_str!("../repl/shell/traps.sh")),
@@ -20,6 +20,7 @@ const SCRIPTS: [(&str, &str); 14] = [
     ("after.sh", include_str!("../repl/shell/after.sh")),
     ("exit.sh", include_str!("../repl/shell/exit.sh")),
     ("save.sh", include_str!("../repl/shell/save.sh")),
+    ("locals.sh", include_str!("../repl/shell/locals.sh")),
     ("streams.sh", include_str!("../repl/shell/streams.sh")),
     ("assist.sh", include_str!("../repl/shell/assist.sh")),
     ("complete.sh", include_str!("../repl/shell/complete.sh")),

@@ -145,6 +145,24 @@ testShell("a function that is left in the middle takes its redirections with it"
   assert.equal(await shown(session, "echo to own; exec >&$kept; cat own"), "to own\n");
 });
 
+testShell("a function that is left in the middle takes its variables with it", async (session) => {
+  await shown(
+    session,
+    "x=1; list=(a b); declare -i n=5; declare -A map=([k]=v); export E=1; readonly R=9; only=7; declare -n ref=only; empty=",
+  );
+  await shown(session, "f() { local x=2 secret=3 IFS=, n; local -a list=(z); local -i E=4; g 1 2; }; g() { local x=8 y=7; only=10; $1; }");
+  const now =
+    'echo $x "${list[*]}" $n ${map[k]} $E $R $only $ref "[${empty-unset}]" "${secret-no}${y-no}" $# "[${IFS@Q}]"; n+=1; echo $n; env | grep -c ^E=1; ((RANDOM != RANDOM || RANDOM != RANDOM)) && echo drawn';
+  const wanted = "1 a b 5 v 1 9 10 10 [] nono 0 [$' \\t\\n']\n6\n1\ndrawn\n";
+  for (const [code, exitCode] of [["g 'exit 3'", 3], ["f", 0], ["set -e; h() { local x=5; f; false; }; h a", 1]] as const) {
+    const source = code === "f" ? "g() { local x=8 y=7; exit 4; }; f" : code;
+    assert.equal((await session.exec(source)).exitCode, code === "f" ? 4 : exitCode, code);
+    assert.equal(await shown(session, `set +e; ${now}; n=5`), wanted, code);
+    await shown(session, "g() { local y=7; only=10; }");
+  }
+  assert.equal(await shown(session, "declare -F; compgen -v __sbx; true"), "declare -f f\ndeclare -f g\ndeclare -f h\n");
+});
+
 testShell("exec redirections and what children inherit", async (session) => {
   assert.equal(await shown(session, "exec 5>&1 >file; echo into"), "");
   assert.equal(await shown(session, "echo more"), "");

@@ -16,6 +16,7 @@ if [[ ! ${__sbx_idle-} ]]; then
     builtin echo "$__sbx_idle" >|/run/sbx/reply
   fi
 fi
+[[ ! ${FUNCNAME-} ]] || . /run/sbx/locals.sh
 # Says so to after.sh.
 __sbx_first=1
 {
@@ -27,7 +28,8 @@ __sbx_first=1
   builtin printf '%s\n' "$__sbx_int"
   builtin declare -p
   builtin printf 'set --'
-  builtin printf ' %q' "$@"
+  # A function's are not the session's.
+  [[ ${FUNCNAME-} ]] || builtin printf ' %q' "$@"
   builtin printf '\n%s\n' "$__sbx_options"
 } >|/run/sbx/state/session || builtin exit 1
 builtin shopt -s execfail
