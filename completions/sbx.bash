@@ -24,7 +24,7 @@ _sbx() {
     fi
     case "$command" in
     "run")
-        options="-l --language -c --code -t --timeout -m --memory -e --env --upload --download --json -q --quiet --debug --no-serve -j --jobs -h --help -V --version"
+        options="-l --language -c --code -t --timeout -m --memory -e --env --network --allow-domain --expose --network-log --network-observe --upload --download --json -q --quiet --debug --no-serve -j --jobs -h --help -V --version"
         files=1
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
@@ -32,18 +32,24 @@ _sbx() {
         -t|--timeout) values=- ;;
         -m|--memory) values=- ;;
         -e|--env) values=- ;;
+        --allow-domain) values=- ;;
+        --expose) values=- ;;
+        --network-log) files=1 words= ;;
         --upload) files=1 words= ;;
         --download) values=- ;;
         -j|--jobs) values=- ;;
         esac
         ;;
     "session")
-        options="-l --language -t --timeout -m --memory -e --env --upload --shell --json -q --quiet --debug --no-serve -h --help -V --version"
+        options="-l --language -t --timeout -m --memory -e --env --network --allow-domain --expose --network-log --upload --shell --json -q --quiet --debug --no-serve -h --help -V --version"
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
         -t|--timeout) values=- ;;
         -m|--memory) values=- ;;
         -e|--env) values=- ;;
+        --allow-domain) values=- ;;
+        --expose) values=- ;;
+        --network-log) files=1 words= ;;
         --upload) files=1 words= ;;
         esac
         ;;

@@ -14,6 +14,11 @@
 export { type ConnectOptions, Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
 export type { OutputCallback } from "./run/check.ts";
 export type { FileHook, Language, RunRequest } from "./run/request.ts";
+export type { NetworkAccess, NetworkFields, PortRequest } from "./run/network_request.ts";
+export type { NetworkEvent } from "./net/events.ts";
+export type { NetworkReason } from "./net/policy.ts";
+export type { AddressClass } from "./net/address.ts";
+export type { NetworkHosts } from "./net/pins.ts";
 export type { FileAccess } from "./run/vm_files.ts";
 export type { DisplayData, ExecutionResult, ExposedPort, StartKind, Timing } from "./base/result.ts";
 export type { Candidate, Checkpoint, RaceWinner, Session } from "./run/session.ts";

@@ -3,6 +3,7 @@ import { SandboxError } from "../base/errors.ts";
 import type { ExecutionResult } from "../base/result.ts";
 import type { Output } from "./output.ts";
 import { errorJson } from "./failure.ts";
+import { exposedJson } from "./network_options.ts";
 import type { Transferred } from "./transfer.ts";
 
 /** How the run of one source ended, and what became of its downloads, where there were any. */
@@ -31,7 +32,7 @@ export function resultJson(result: ExecutionResult): Record<string, unknown> {
     },
     warm_pool_hit: result.warmPoolHit,
     start: result.start,
-    exposed_ports: result.exposedPorts.map(({ internal, external, host, url }) => ({ internal, external, host, url })),
+    exposed_ports: exposedJson(result.exposedPorts),
   };
 }
 

@@ -3,10 +3,20 @@ import { Semaphore } from "../base/async.ts";
 import { TIMEOUT_MAX_SECONDS } from "../base/limits.ts";
 import { messageOf } from "../base/errors.ts";
 import { lineLogger, type Logger, silentLogger } from "../base/log.ts";
+import type { ExposedPort } from "../base/result.ts";
 import type { RunRequest } from "../run/request.ts";
 import type { CliContext, CliScheduler } from "./context.ts";
 import type { Command, Input } from "./command.ts";
 import { EXIT, exitCodeOf, InterruptedError, printable, reportError, writeReport } from "./failure.ts";
+import {
+  NETWORK_OPTIONS,
+  type NetworkOptions,
+  NetworkWatch,
+  OBSERVE_OPTION,
+  observedText,
+  parseNetworkOptions,
+  tellExposed,
+} from "./network_options.ts";
 import { Progress } from "./progress.ts";
 import { failedDownload, type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
 import { planTransfers, TRANSFER_OPTIONS, type Transfers } from "./run_transfers.ts";
@@ -33,6 +43,8 @@ export const run: Command = {
     },
     { long: "code", short: "c", value: "CODE", isRepeatable: true, help: "inline code, repeatable; runs before the positional sources" },
     ...VM_OPTIONS,
+    ...NETWORK_OPTIONS,
+    OBSERVE_OPTION,
     ...TRANSFER_OPTIONS,
     { long: "json", help: "print a machine-readable result on standard output" },
     { long: "quiet", short: "q", help: "show no progress" },
@@ -46,6 +58,8 @@ export const run: Command = {
     ["sbx run -l bash -c 'uname -a'", "a shell program"],
     ["echo 'console.log(1)' | sbx run -l js -", "standard input"],
     ["sbx run --upload data.csv --download plot.png plot.py", "a file into the VM, and one out of it"],
+    ["sbx run --allow-domain api.example.com fetch.py", "one domain and nothing else"],
+    ["sbx run --expose 8080 server.py", "a server on 127.0.0.1"],
     [`sbx run --json -t 5 'while True: pass'`, "a result for programs"],
   ],
   run: execute,
@@ -80,6 +94,8 @@ async function execute(context: CliContext, input: Input): Promise<number> {
     language: given === undefined ? undefined : parseLanguage(given),
   }, context);
   using progress = new Progress(context.stderr, { isQuiet: options.isQuiet });
+  const network = parseNetworkOptions(input, { hasObserve: true, sourceCount: sources.length });
+  using watch = new NetworkWatch(network);
   const transfers = await planTransfers(input, { sourceCount: sources.length, context, progress });
   const onLog = (line: string) => {
     progress.clear();
@@ -95,10 +111,16 @@ async function execute(context: CliContext, input: Input): Promise<number> {
     isQuiet,
     isServerUsed: isServerUsed(input, context.env),
   });
-  const [only] = sources;
-  return only !== undefined && sources.length === 1
-    ? await runOne(only, { context, scheduler, options, progress, log, transfers })
-    : await runSeveral(sources, { context, scheduler, options, progress, log, transfers });
+  const [only] = sources,
+    job: Job = { context, scheduler, options, progress, log, transfers, network, watch, isAlone: sources.length === 1 };
+  const code = only !== undefined && job.isAlone ? await runOne(only, job) : await runSeveral(sources, job);
+  progress.clear();
+  if (watch.observed && !options.isJson) {
+    context.stderr.startLine();
+    context.stderr.write(observedText(watch.observed));
+  }
+  if (watch.failure !== undefined) writeReport(context.stderr, { message: watch.failure });
+  return code;
 }
 
 interface Job {
@@ -109,6 +131,10 @@ interface Job {
   readonly log: Logger;
   /** What goes into each VM and comes out of it. */
   readonly transfers: Transfers | undefined;
+  readonly network: NetworkOptions;
+  readonly watch: NetworkWatch;
+  /** There is one source. */
+  readonly isAlone: boolean;
 }
 
 /** Runs one source; its output passes through as it arrives, unless a result is wanted as JSON. */
@@ -120,7 +146,7 @@ async function runOne(source: Source, job: Job): Promise<number> {
   };
   const outcome = await runSource(source, { ...job, index: 0 }, options.isJson ? {} : { onStdout: pass(stdout), onStderr: pass(stderr) });
   progress.clear();
-  if (options.isJson) writeJson(stdout, outcomeJson(outcome));
+  if (options.isJson) writeJson(stdout, { ...outcomeJson(outcome), ...observedJson(job) });
   else reportOutcome(outcome, job);
   return exitCodeOfOutcome(outcome);
 }
@@ -153,10 +179,18 @@ async function runSeveral(sources: readonly Source[], job: Job): Promise<number>
     reportOutcome(outcome, job, source.label);
   }
   if (options.isJson) {
-    writeJson(stdout, outcomes.map((outcome, index) => ({ index, source: sources[index]?.source, ...outcomeJson(outcome) })));
+    writeJson(
+      stdout,
+      outcomes.map((outcome, index) => ({ index, source: sources[index]?.source, ...outcomeJson(outcome), ...observedJson(job) })),
+    );
   }
   if (signal.aborted) return exitCodeOf(signal.reason);
   return outcomes.map(exitCodeOfOutcome).find((code) => code !== 0) ?? 0;
+}
+
+/** What was observed, beside the result; with several sources what all of them needed. */
+function observedJson({ watch: { observed } }: Job): Record<string, unknown> {
+  return observed === undefined ? {} : { observed_domains: observed.domains, observed_others: observed.others };
 }
 
 function header(text: string, hasColor: boolean): string {
@@ -166,14 +200,21 @@ function header(text: string, hasColor: boolean): string {
 /** Runs one source; a failure is an outcome too. */
 async function runSource(
   source: Source,
-  { context, scheduler, options, log, transfers, index }: Job & { readonly index: number },
+  { context, scheduler, options, progress, log, transfers, network, watch, isAlone, index }: Job & { readonly index: number },
   callbacks: Pick<RunRequest, "onStdout" | "onStderr"> = {},
 ): Promise<Outcome> {
   await using transfer = transfers?.forSource(index);
+  const tell = (ports: readonly ExposedPort[]) => {
+    progress.clear();
+    tellExposed(context.stderr, ports, { isJson: options.isJson, index: isAlone ? undefined : index });
+  };
   const request: RunRequest = {
     code: source.code,
     language: source.language,
     ...options.request,
+    ...network.fields,
+    ...watch.hooks,
+    ...(network.fields.exposePorts ? { onExposedPorts: tell } : {}),
     signal: context.signal,
     ...callbacks,
     ...transfer?.hooks,

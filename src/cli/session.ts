@@ -2,10 +2,12 @@
 import path from "node:path";
 import { TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { cacheDirectory } from "../host/platform.ts";
+import type { ExposedPort } from "../base/result.ts";
 import type { Language } from "../run/request.ts";
 import type { Command, Input } from "./command.ts";
 import type { CliContext, CliScheduler, OpenOptions, ProgressEvent } from "./context.ts";
 import { oneLine, printable, UsageError } from "./failure.ts";
+import { exposedJson, exposedText, NETWORK_OPTIONS, type NetworkOptions, NetworkWatch, parseNetworkOptions } from "./network_options.ts";
 import { Progress } from "./progress.ts";
 import { Repl } from "./repl.ts";
 import { Display } from "./repl_display.ts";
@@ -40,6 +42,7 @@ export const session: Command = {
       help: "python, javascript or raw (also py, js, ts, sh, bash); default python",
     },
     ...VM_OPTIONS.map((option) => option.long === "timeout" ? { ...option, help: TIMEOUT_HELP } : option),
+    ...NETWORK_OPTIONS,
     ...TRANSFER_OPTIONS.filter((option) => option.long === "upload"),
     { long: "shell", help: "open a shell in the VM instead of a prompt" },
     { long: "json", help: "read standard input and print a machine-readable result of each block, one on a line" },
@@ -60,6 +63,8 @@ export const session: Command = {
 interface SessionOptions {
   readonly language: Language;
   readonly request: VmOptions;
+  readonly network: NetworkOptions;
+  readonly watch: NetworkWatch;
   /** Put into every VM that the session has. */
   readonly uploads: readonly PlannedUpload[];
   readonly isShell: boolean;
@@ -71,10 +76,16 @@ interface SessionOptions {
 
 async function parseOptions(input: Input, { env, signal }: CliContext): Promise<SessionOptions> {
   const given = input.value("language");
+  const language = given === undefined ? "python" : parseLanguage(given),
+    request = parseVmOptions(input),
+    network = parseNetworkOptions(input);
+  const uploads = await Promise.all(input.values("upload").map(parseUpload).map((spec) => planUpload(spec, signal)));
   return {
-    language: given === undefined ? "python" : parseLanguage(given),
-    request: parseVmOptions(input),
-    uploads: await Promise.all(input.values("upload").map(parseUpload).map((spec) => planUpload(spec, signal))),
+    language,
+    request,
+    network,
+    watch: new NetworkWatch(network), // Last: nothing fails after it.
+    uploads,
     isShell: input.has("shell"),
     isJson: input.has("json"),
     isQuiet: input.has("quiet"),
@@ -85,6 +96,7 @@ async function parseOptions(input: Input, { env, signal }: CliContext): Promise<
 
 async function execute(context: CliContext, input: Input): Promise<number> {
   const options = await parseOptions(input, context);
+  using _watch = options.watch;
   const hasTerminal = context.stdin.isTty && context.stderr.isTty;
   if (options.isShell) {
     if (options.isJson) throw new UsageError("Cannot open a shell: --shell and --json exclude each other");
@@ -110,6 +122,8 @@ interface Voices {
 function startVm(context: CliContext, options: SessionOptions, { onProgress, onText }: Voices): ReplVm {
   const { isDebug, isQuiet, isServerUsed } = options;
   const opening: OpenOptions = { onProgress, onLog: (line) => onText(`${line}\n`), isDebug, isQuiet, isServerUsed };
+  const tellPorts = (ports: readonly ExposedPort[]) =>
+    onText(options.isJson ? `${JSON.stringify({ event: "exposed_ports", exposed_ports: exposedJson(ports) })}\n` : exposedText(ports));
   let scheduler: Promise<CliScheduler> | undefined;
   return new ReplVm(options.language, {
     isKeptAlive: !context.env[IDLE_VARIABLE],
@@ -117,7 +131,15 @@ function startVm(context: CliContext, options: SessionOptions, { onProgress, onT
     open: async (language, leaving) => {
       scheduler ??= context.openScheduler(opening);
       const signal = AbortSignal.any([leaving, context.signal]);
-      const session = await (await scheduler).session({ language, ...options.request, signal, ...(isDebug ? { onBootLog: onText } : {}) });
+      const session = await (await scheduler).session({
+        language,
+        ...options.request,
+        ...options.network.fields,
+        ...options.watch.hooks,
+        ...(options.network.fields.exposePorts ? { onExposedPorts: tellPorts } : {}),
+        signal,
+        ...(isDebug ? { onBootLog: onText } : {}),
+      });
       try {
         // One after the other: a later one may go into what an earlier one made.
         for (const upload of options.uploads) await uploadTree(session, upload, { signal });

@@ -3,7 +3,7 @@ import os from "node:os";
 import { classOf, parseAddress } from "./address.ts";
 import { Proxy } from "./dial.ts";
 import { type NameSource, systemNames } from "./name_source.ts";
-import { type NetworkHosts, Pins } from "./pins.ts";
+import { Pins } from "./pins.ts";
 
 /** The host's interfaces are asked again after this time: a laptop moves from net to net. */
 const OWN_ADDRESSES_MS = 5_000;
@@ -28,7 +28,7 @@ export interface NetworkEnvironment {
 export function hostNetwork(
   options: {
     readonly env: Readonly<Record<string, string | undefined>>;
-    readonly hosts?: NetworkHosts | undefined;
+    readonly pins?: Pins | undefined;
     readonly names?: NameSource | undefined;
     readonly holderOf?: NetworkEnvironment["holderOf"];
   },
@@ -43,7 +43,7 @@ export function hostNetwork(
   };
   return {
     names: options.names ?? systemNames(),
-    pins: new Pins(options.hosts),
+    pins: options.pins ?? new Pins(),
     proxy: Proxy.of(options.env),
     hasIpv6: () => [...ownAddresses()].some((text) => text.includes(":") && isPublic(text)),
     ownAddresses,

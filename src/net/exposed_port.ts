@@ -32,7 +32,8 @@ export interface PortSpec {
 
 /** What a listener works with. */
 export interface ListenerParts {
-  readonly port: NetPort;
+  /** That of the machine at the moment. */
+  readonly port: () => NetPort;
   readonly events: EventGate;
   readonly now: () => number;
   /** Who may hold a port that is taken, in words; undefined where nobody knows. */
@@ -106,7 +107,7 @@ class Connection {
   }
 
   #ask(): void {
-    const { port, now } = this.#parts;
+    const { now } = this.#parts, port = this.#parts.port();
     const isGuestThere = port.isReady;
     if (isGuestThere) this.#askedAt ??= now();
     const isLate = this.#askedAt === undefined ? now() - this.#startedAt > GUEST_READY_MS : now() - this.#askedAt > GUEST_LISTEN_MS;
@@ -141,7 +142,7 @@ class Connection {
     this.#relay = new Relay({
       socket: this.#socket,
       stream,
-      onEnd: ({ reason }) => this.#finish(reason === undefined ? "allowed" : "failed", reason),
+      onEnd: ({ reason, verdict }) => this.#finish(verdict === "refused" ? "failed" : verdict, reason),
     });
   }
 
@@ -181,7 +182,7 @@ async function listenUdp(spec: PortSpec, parts: ListenerParts): Promise<Listener
   };
   const open = (key: string, port: number, address: string) => {
     if (senders.size >= SENDERS_MAX) return undefined;
-    const stream = parts.port.open({ expose: "udp", port: spec.internal }, {
+    const stream = parts.port().open({ expose: "udp", port: spec.internal }, {
       onData: (bytes) => {
         socket.send(bytes, port, address);
         senders.get(key)?.stream.consumed(bytes.length);

@@ -43,7 +43,7 @@ export class Gateway implements AsyncDisposable {
   readonly #names: Names;
   readonly #resolver: Resolver;
   readonly #events: EventGate;
-  readonly #port: NetPort;
+  #port: NetPort;
   readonly #tcpFlows = new Set<TcpFlow>();
   readonly #udpFlows = new Set<UdpFlow>();
   readonly #listeners: Listener[] = [];
@@ -68,11 +68,7 @@ export class Gateway implements AsyncDisposable {
       isProxied: (name) => environment.proxy?.isFor({ name, address: undefined, port: 443 }) ?? false,
       now,
     });
-    this.#port = new NetPort(parts.pipe, {
-      onOpen: (stream, message) => this.#open(stream, message),
-      onReady: () => parts.log.debug("the guest's network is there", { vm: parts.vm }),
-      onClosed: (violation) => this.#onClosed(violation),
-    });
+    this.#port = this.#connect(parts.pipe);
   }
 
   /** What the guest may reach now. */
@@ -83,6 +79,11 @@ export class Gateway implements AsyncDisposable {
   /** Ports that are reachable. */
   get exposedPorts(): readonly ExposedPort[] {
     return this.#listeners.map(({ exposed }) => exposed);
+  }
+
+  /** Connections and flows of datagrams that are open, either way. */
+  get flowCount(): number {
+    return this.#port.flowCount;
   }
 
   /** Changes what the guest may reach. Connections that the new policy would refuse are cut. */
@@ -97,7 +98,12 @@ export class Gateway implements AsyncDisposable {
     if (this.#listeners.length >= EXPOSED_PORTS_MAX) {
       throw new VmConfigError(`Cannot expose port ${spec.internal}: at most ${EXPOSED_PORTS_MAX} ports may be exposed`);
     }
-    const listener = await listen(spec, { port: this.#port, events: this.#events, now: environment.now, holderOf: environment.holderOf });
+    const listener = await listen(spec, {
+      port: () => this.#port,
+      events: this.#events,
+      now: environment.now,
+      holderOf: environment.holderOf,
+    });
     this.#listeners.push(listener);
     if (this.#isClosed) await listener[Symbol.asyncDispose]();
     return listener.exposed;
@@ -108,6 +114,23 @@ export class Gateway implements AsyncDisposable {
     this.#port.close();
     await Promise.all(this.#listeners.map((listener) => listener[Symbol.asyncDispose]()));
     this.#events.flush();
+  }
+
+  /** Serves another machine in place of this one; it owns that pipe. Connections end; names, policy and exposed ports stay. */
+  reconnect(pipe: Duplex): void {
+    const before = this.#port;
+    this.#port = this.#connect(pipe);
+    before.close();
+    if (this.#isClosed) this.#port.close();
+  }
+
+  #connect(pipe: Duplex): NetPort {
+    const { vm, log } = this.#parts;
+    return new NetPort(pipe, {
+      onOpen: (stream, message) => this.#open(stream, message),
+      onReady: () => log.debug("the guest's network is there", { vm }),
+      onClosed: (violation) => this.#onClosed(violation),
+    });
   }
 
   #onClosed(violation: WireError | undefined): void {

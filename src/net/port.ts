@@ -25,6 +25,8 @@ const CREDIT_MAX_BYTES = 1_048_576;
 export const FLOWS_MAX = 4_096;
 /** With more than that unsent the guest is not read, and nobody else for it. */
 const BACKLOG_MAX_BYTES = 1_048_576;
+/** The code of flows that end with their VM. */
+export const CLOSED = "closed";
 const HELLO_MAX_BYTES = 1_024;
 const encoder = new TextEncoder(), decoder = new TextDecoder();
 
@@ -38,7 +40,7 @@ export interface FlowOwner {
   onEnd(): void;
   /** All that `write` took has left. */
   onDrain?(): void;
-  /** The guest ended it, or the port has gone: `code` is what the guest said. */
+  /** The guest ended it: `code` is what the guest said; or the port has gone: `CLOSED`. */
   onGone(code: string): void;
 }
 
@@ -373,7 +375,7 @@ export class NetPort {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.#outgoing = [];
-    for (const stream of [...this.#streams.values()]) stream.fail("reset");
+    for (const stream of [...this.#streams.values()]) stream.fail(violation ? "reset" : CLOSED);
     this.#pipe.destroy();
     this.#owner.onClosed(violation);
   }

@@ -3,14 +3,14 @@ import type { Socket } from "node:net";
 import { reasonOf } from "./dial.ts";
 import type { Inspector, Step } from "./inspector.ts";
 import type { NetworkReason } from "./policy.ts";
-import type { FlowOwner, PortStream } from "./port.ts";
+import { CLOSED, type FlowOwner, type PortStream } from "./port.ts";
 
 /** How a relay ended. */
 export interface RelayEnd {
   /** Undefined: both sides said all they had to say. */
   readonly reason: NetworkReason | undefined;
-  /** The guest was cut off for what it sent. */
-  readonly isRefusal: boolean;
+  /** `refused`: the guest was cut off for what it sent. `allowed`, with the reason `reset`: the guest's program broke it off. */
+  readonly verdict: "allowed" | "refused" | "failed";
 }
 
 /** What a relay works with. It owns the socket. */
@@ -40,9 +40,12 @@ export class Relay implements FlowOwner {
     const { socket, said } = parts;
     socket.on("data", (chunk: Uint8Array) => this.#toGuest(chunk));
     socket.on("end", () => this.#onFarEnd());
-    socket.on("error", (error: NodeJS.ErrnoException) => this.#finish({ reason: reasonOf(error), isRefusal: false }, "reset"));
+    socket.on("error", (error: NodeJS.ErrnoException) => {
+      const reason = reasonOf(error);
+      this.#finish(reason === "reset" && this.#isFarSideDone ? DONE : { reason, verdict: "failed" }, "reset");
+    });
     // What the guest is still to be sent waits in its stream, which needs the socket no more.
-    socket.on("close", () => this.#isDone ? this.#finish(DONE, undefined) : this.#finish({ reason: "reset", isRefusal: false }, "reset"));
+    socket.on("close", () => this.#isDone ? this.#finish(DONE, undefined) : this.#finish({ reason: "reset", verdict: "failed" }, "reset"));
     if (said) this.#toGuest(said);
     socket.resume();
   }
@@ -59,7 +62,7 @@ export class Relay implements FlowOwner {
 
   /** Cuts both sides off. */
   cut(reason: NetworkReason): void {
-    this.#finish({ reason, isRefusal: true }, "refused");
+    this.#finish({ reason, verdict: "refused" }, "refused");
   }
 
   onData(bytes: Uint8Array): void {
@@ -81,7 +84,9 @@ export class Relay implements FlowOwner {
   }
 
   onGone(code: string): void {
-    this.#finish({ reason: code === "reset" ? "reset" : "unreachable", isRefusal: false }, undefined);
+    // A connection that is open when its VM ends was none that failed, nor is one whose last words come to a program that has closed it.
+    const isFine = code === CLOSED || (code === "reset" && this.#isGuestDone);
+    this.#finish(isFine ? DONE : { reason: "reset", verdict: "allowed" }, undefined);
   }
 
   get #isDone(): boolean {
@@ -124,4 +129,4 @@ export class Relay implements FlowOwner {
   }
 }
 
-const DONE: RelayEnd = { reason: undefined, isRefusal: false };
+const DONE: RelayEnd = { reason: undefined, verdict: "allowed" };

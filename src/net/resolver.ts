@@ -91,7 +91,7 @@ export class Resolver {
       }, transport);
     }
     const own = this.#parts.ownAddresses();
-    const reasonOf = (address: Address) => own.has(address.text) ? "own" : classOf(address);
+    const reasonOf = (address: Address) => classOf(address) ?? (own.has(address.text) ? "own" : undefined);
     const special = found.addresses.map(reasonOf).find((reason) => reason !== undefined);
     const addresses = found.addresses.filter((address) => address.family === family && reasonOf(address) === undefined).slice(
       0,

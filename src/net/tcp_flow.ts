@@ -119,7 +119,7 @@ export class TcpFlow implements FlowOwner {
     return names === undefined ? new Observer(inspector) : inspector;
   }
 
-  #refuse(reason: NetworkReason, code = "refused"): void {
+  #refuse(reason: NetworkReason, code = codeOf(reason)): void {
     this.#parts.stream.reset(code);
     this.#finish("refused", reason);
   }
@@ -129,8 +129,8 @@ export class TcpFlow implements FlowOwner {
     else this.#refuse(reason);
   }
 
-  #onRelayEnd({ reason, isRefusal }: RelayEnd): void {
-    this.#finish(reason === undefined ? "allowed" : isRefusal ? "refused" : "failed", reason);
+  #onRelayEnd({ reason, verdict }: RelayEnd): void {
+    this.#finish(verdict, reason);
   }
 
   #finish(verdict: "allowed" | "refused" | "failed", reason: NetworkReason | undefined): void {
@@ -180,5 +180,7 @@ class Observer implements Inspector {
 /** What the guest is told: no more than it would learn from a network. */
 function codeOf(reason: NetworkReason): string {
   if (reason === "timeout" || reason === "unreachable" || reason === "limit") return reason;
+  // The guest's kernel believes no packet that comes from such an address, so a refusal in its name would not be heard.
+  if (reason === "reserved" || reason === "unspecified" || reason === "multicast") return "unreachable";
   return reason === "proxy" || reason === "not-found" ? "unreachable" : "refused";
 }

@@ -4,17 +4,18 @@ import { STDERR_MAX_BYTES, STDOUT_MAX_BYTES } from "../base/limits.ts";
 import type { OutputName } from "../channel/guest.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
 import type { Execution } from "./execute.ts";
-import type { ExecutionResult, StartKind, Timing } from "../base/result.ts";
+import type { ExecutionResult, ExposedPort, StartKind, Timing } from "../base/result.ts";
 
 /** What was measured around an execution. */
 export interface Measures {
   readonly usage: QemuUsage;
   readonly timing: Timing;
   readonly start: StartKind;
+  readonly exposedPorts: readonly ExposedPort[];
 }
 
 /** The result of an execution. */
-export function measured({ stdout, stderr, results, reply }: Execution, { usage, timing, start }: Measures): ExecutionResult {
+export function measured({ stdout, stderr, results, reply }: Execution, { usage, timing, start, exposedPorts }: Measures): ExecutionResult {
   return {
     stdout,
     stderr,
@@ -28,7 +29,7 @@ export function measured({ stdout, stderr, results, reply }: Execution, { usage,
     timing,
     warmPoolHit: start === "warm",
     start,
-    exposedPorts: [],
+    exposedPorts,
   };
 }
 

@@ -7,6 +7,8 @@ import type { StoredCheckpoint } from "../vm/checkpoint_store.ts";
 import { checkName, CheckpointOf, type RestoreOptions } from "./checkpoint.ts";
 import { checkFields } from "./check.ts";
 import type { Machine, MachineSave, MachineSource } from "./machine.ts";
+import { type MachineNetwork, needsNet } from "./network.ts";
+import { inherited, NETWORK_FIELDS } from "./network_request.ts";
 import type { SessionCore } from "./session_core.ts";
 import { type CheckedSessionRequest, checkSession, type SessionDefaults, type SessionRequest } from "./session_request.ts";
 
@@ -22,6 +24,7 @@ const RESTORE_FIELDS: ReadonlySet<string> = new Set<keyof RestoreOptions>([
   "onStdout",
   "onStderr",
   "onBootLog",
+  ...NETWORK_FIELDS,
 ]);
 
 /** What is used of the scheduler. */
@@ -31,7 +34,9 @@ export interface CopiesParts<S> {
   /** Aborts when the scheduler closes. */
   readonly closing: AbortSignal;
   /** Hands a machine that has answered over as a session of the scheduler. */
-  open(machine: Machine, request: CheckedSessionRequest): S;
+  open(machine: Machine, request: CheckedSessionRequest, network: MachineNetwork): S;
+  /** The network of such a machine. */
+  openNetwork(machine: Machine, request: CheckedSessionRequest): Promise<MachineNetwork>;
   /** Lets the scheduler's `close` wait for what is under way. */
   track<T>(work: () => Promise<T>): Promise<T>;
 }
@@ -71,11 +76,20 @@ export class Copies<S extends AsyncDisposable> {
       const request = checkRestore(stored, checkFields("restore", options, RESTORE_FIELDS), { base, defaults });
       const signal = request.signal ? AbortSignal.any([request.signal, closing]) : closing;
       signal.throwIfAborted();
-      const machine = await machines.lease({ ...request, signal, checkpoint: stored });
+      const machine = await machines.lease({
+        ...request,
+        signal,
+        checkpoint: stored,
+        net: needsNet(request.network) ? "needed" : "welcome",
+      });
       try {
         using _slot = await machine.occupy(signal);
         await abortable(machine.ready, signal);
-        return this.#parts.open(machine, request);
+        await using stack = new AsyncDisposableStack();
+        const network = stack.use(await this.#parts.openNetwork(machine, { ...request, signal }));
+        await abortable(network.answered(), signal);
+        stack.move();
+        return this.#parts.open(machine, request, network);
       } catch (error) {
         machine.release();
         throw error;
@@ -101,6 +115,7 @@ export class Copies<S extends AsyncDisposable> {
           onBootLog: undefined,
           checkpoint: stored,
           replacing: core.machine,
+          net: core.network?.isUsed ? "needed" : "welcome",
         });
         try {
           await abortable(next.ready, until);
@@ -200,9 +215,11 @@ function checkRestore(
   options: RestoreOptions,
   { base, defaults }: { readonly base: CheckedSessionRequest | undefined; readonly defaults: SessionDefaults },
 ): CheckedSessionRequest {
-  const request: Record<string, unknown> = { ...base, files: {}, signal: undefined, ...options, language, memoryMb: memoryMiB };
+  const { network, ...others } = base ?? {};
+  const request: Record<string, unknown> = { ...others, files: {}, signal: undefined, ...options, language, memoryMb: memoryMiB };
   for (const [field, value] of Object.entries(request)) if (value === undefined) delete request[field];
-  return checkSession(request as unknown as SessionRequest, defaults);
+  const checked = checkSession(request as unknown as SessionRequest, defaults);
+  return network ? { ...checked, network: inherited(options, checked.network, network) } : checked;
 }
 
 function rolledBackError(): CommunicationError {

@@ -1,4 +1,5 @@
 /** Local machine: a VM of this process, with the room that was found for it. */
+import type { Duplex } from "node:stream";
 import { Deadline } from "../base/async.ts";
 import { assert, CommunicationError, SnapshotError } from "../base/errors.ts";
 import type { StartKind } from "../base/result.ts";
@@ -77,6 +78,10 @@ export class LocalMachine implements Machine {
 
   get guest(): GuestChannel {
     return this.vm.guest;
+  }
+
+  get net(): Duplex | undefined {
+    return this.vm.net;
   }
 
   get answersFirst(): boolean {

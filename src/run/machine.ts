@@ -1,4 +1,5 @@
 /** Machine: a VM in the hands of one run or one session, and where such VMs come from. */
+import type { Duplex } from "node:stream";
 import type { GuestChannel } from "../channel/guest.ts";
 import type { StartKind } from "../base/result.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
@@ -21,6 +22,8 @@ export interface MachineRequest {
   readonly replacing?: Machine;
   /** A machine that did not start, whose place this one takes: what it was made from is made anew. */
   readonly insteadOf?: Machine;
+  /** `needed`: `net` must be there. `welcome`: it may be asked for later. Default: it is there or not. */
+  readonly net?: "needed" | "welcome";
   /** Started for this request alone, not ahead of it. */
   readonly isFresh?: boolean;
 }
@@ -30,6 +33,8 @@ export interface Machine extends AsyncDisposable {
   /** Names it in logs; no two are the same. */
   readonly id: string;
   readonly guest: GuestChannel;
+  /** Our end of the guest's net port; undefined where none was asked for. Destroyed with the machine. */
+  readonly net?: Duplex | undefined;
   readonly start: StartKind;
   /** `performance.now()` when its start began: room had been found then. */
   readonly startedAt: number;

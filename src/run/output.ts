@@ -1,7 +1,6 @@
 /** Output: guest bytes → bounded text, and pieces of it for callbacks. */
 import { CALLBACK_CHUNK_MAX_BYTES } from "../base/limits.ts";
 import type { Logger } from "../base/log.ts";
-import type { OutputCallback } from "./check.ts";
 
 /** Each byte becomes at most one U+FFFD, which is three bytes: a piece of this size never grows past the callback's limit. */
 const PIECE_BYTES = Math.floor(CALLBACK_CHUNK_MAX_BYTES / 3) - 3;
@@ -51,16 +50,16 @@ export class OutputText {
 }
 
 /** `callback` made safe: the first throw, or rejection of what it returns, is logged, and it is called no more. */
-export function guarded(callback: OutputCallback | undefined, name: string, log: Logger): OutputCallback | undefined {
-  let current: ((text: string) => unknown) | undefined = callback;
+export function guarded<T>(callback: ((value: T) => void) | undefined, name: string, log: Logger): ((value: T) => void) | undefined {
+  let current: ((value: T) => unknown) | undefined = callback;
   const drop = (error: unknown) => {
     if (current) log.error(`${name} threw and is called no more`, { reason: error instanceof Error ? error.name : typeof error });
     current = undefined;
   };
-  return callback && ((text) => {
+  return callback && ((value) => {
     try {
       // Nobody waits for an asynchronous callback, but its failure must not end the process as an unhandled rejection.
-      const returned = current?.(text);
+      const returned = current?.(value);
       if (returned instanceof Promise) returned.catch(drop);
     } catch (error) {
       drop(error);

@@ -6,6 +6,7 @@ import { CODE_MAX_BYTES } from "../base/limits.ts";
 import { checkCallback, checkFields, checkFlag, checkMemory, checkSignal, checkTimeout, type OutputCallback } from "./check.ts";
 import { checkEnv } from "./env.ts";
 import { checkFiles, type FileSources } from "./file_source.ts";
+import { type CheckedNetwork, checkNetwork, NETWORK_FIELDS, type NetworkFields } from "./network_request.ts";
 import type { FileAccess } from "./vm_files.ts";
 
 /** The three languages. */
@@ -15,7 +16,7 @@ export type Language = "python" | "javascript" | "raw";
 export type FileHook = (files: FileAccess, signal: AbortSignal) => Promise<void>;
 
 /** One execution in a VM of its own. */
-export interface RunRequest {
+export interface RunRequest extends NetworkFields {
   /** 1 to 1,048,576 bytes of UTF-8, not only white space, no NUL. */
   readonly code: string;
   /** What runs it. */
@@ -50,10 +51,11 @@ export interface RunRequest {
   readonly onBootLog?: OutputCallback;
 }
 
-type Optional = "signal" | "prepare" | "collect" | "onStdout" | "onStderr" | "onBootLog";
+type Optional = keyof NetworkFields | "signal" | "prepare" | "collect" | "onStdout" | "onStderr" | "onBootLog";
 
 /** A request in which every field is checked and has its value. */
 export interface CheckedRequest extends Readonly<Required<Omit<RunRequest, Optional>>> {
+  readonly network: CheckedNetwork;
   readonly signal: AbortSignal | undefined;
   readonly prepare: FileHook | undefined;
   readonly collect: FileHook | undefined;
@@ -83,6 +85,7 @@ const FIELDS: ReadonlySet<string> = new Set<keyof RunRequest>([
   "onStdout",
   "onStderr",
   "onBootLog",
+  ...NETWORK_FIELDS,
 ]);
 const BYTE_ORDER_MARK = "\uFEFF";
 
@@ -98,6 +101,7 @@ export function checkRequest(request: RunRequest, defaults: RequestDefaults): Ch
     files: checkFiles("run", request.files ?? {}),
     prepare: checkCallback("run", "prepare", prepare),
     collect: checkCallback("run", "collect", collect),
+    network: checkNetwork("run", request),
     check: checkFlag("run", "check", request.check),
     signal: checkSignal("run", signal),
     onStdout: checkCallback("run", "onStdout", onStdout),

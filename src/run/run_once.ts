@@ -4,30 +4,39 @@ import { CommunicationError, OutcomeUnknownError, SessionClosedError } from "../
 import { conclude, measured, wholeMs } from "./conclude.ts";
 import { execute, type Execution } from "./execute.ts";
 import type { Machine } from "./machine.ts";
+import { type MachineNetwork, needsNet } from "./network.ts";
 import type { CheckedRequest, FileHook } from "./request.ts";
 import type { ExecutionResult } from "../base/result.ts";
 import { writeFiles } from "./session_files.ts";
-import { onMachine, type RunContext } from "./start_vm.ts";
+import { onMachine, openNetwork, type RunContext } from "./start_vm.ts";
 import { VmFiles } from "./vm_files.ts";
 
 /** Runs `request`; its VM is dead or dying when this returns. */
 export async function runOnce(request: CheckedRequest, context: RunContext): Promise<ExecutionResult> {
-  const { execution, result } = await onMachine(request, context, async (machine) => {
-    using _slot = await machine.occupy(request.signal);
-    const outcome = await runOn(machine, request, context);
-    machine.release();
-    return outcome;
-  });
+  const { execution, result } = await onMachine(
+    { ...request, ...(needsNet(request.network) ? { net: "needed" as const } : {}) },
+    context,
+    async (machine) => {
+      using _slot = await machine.occupy(request.signal);
+      await using network = await openNetwork(machine, request, context);
+      const outcome = await runOn(machine, network, request, context);
+      machine.release();
+      return outcome;
+    },
+  );
   return conclude(result, { outputLimit: execution.outputLimit, check: request.check, timeoutSeconds: request.timeoutSeconds });
 }
 
 async function runOn(
   machine: Machine,
+  network: MachineNetwork,
   request: CheckedRequest,
   context: RunContext,
 ): Promise<{ result: ExecutionResult; execution: Execution }> {
   const { execution, bootMs: answeredMs } = await executeOn(machine, request, context);
   const finishedAt = performance.now(), usage = machine.usage(), { start, startedAt } = machine;
+  await network.answered(); // Settled long ago: the guest sets it up before it runs code.
+  await network.drained();
   await withFiles(machine, request.collect, request.signal);
   // The guest answers HELLO when it gets round to it, the code running already: what the guest measured belongs to the execution.
   const bootMs = start === "warm" ? 0 : Math.min(answeredMs, finishedAt - startedAt - execution.reply.executionUs / 1000);
@@ -37,7 +46,7 @@ async function runOn(
     executeMs: wholeMs(finishedAt - startedAt - bootMs),
     totalMs: wholeMs(performance.now() - context.calledAt),
   };
-  return { execution, result: measured(execution, { usage, timing, start }) };
+  return { execution, result: measured(execution, { usage, timing, start, exposedPorts: network.exposedPorts }) };
 }
 
 /** Sends the code to a clone at once, where it waits in the channel until the guest is there; any other machine must have answered first. */

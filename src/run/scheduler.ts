@@ -5,7 +5,9 @@ import { SessionClosedError, shown, VmConfigError } from "../base/errors.ts";
 import { lineLogger, type Logger } from "../base/log.ts";
 import { resolveConfig, type ResolvedConfig, type SchedulerConfig } from "../config/config.ts";
 import { placeOf, placeOfSocket, type ServerPlace } from "../link/place.ts";
+import { type NetworkHosts, Pins } from "../net/pins.ts";
 import type { BakeProgress } from "./bake.ts";
+import { type MachineNetwork, networkFinder } from "./network.ts";
 import { checkFields, checkMemory, checkSignal } from "./check.ts";
 import { CheckpointOf, type RestoreOptions } from "./checkpoint.ts";
 import { Copies } from "./copies.ts";
@@ -16,7 +18,7 @@ import type { ExecutionResult } from "../base/result.ts";
 import { runOnce } from "./run_once.ts";
 import { type Checkpoint, Session } from "./session.ts";
 import { type CheckedSessionRequest, checkSession, type SessionDefaults, type SessionRequest } from "./session_request.ts";
-import type { RunContext } from "./start_vm.ts";
+import { openNetwork, type RunContext } from "./start_vm.ts";
 import type { SupplyHooks } from "./supply.ts";
 
 /** What only programs built on the library set. */
@@ -30,6 +32,11 @@ export interface SchedulerHooks {
    * process do it otherwise, or from the moment on at which the server has gone. Default false.
    */
   readonly isServerUsed?: boolean;
+  /**
+   * Names that lead where the owner of the host says, whatever DNS knows and also to private and loopback addresses: `{"db.example.com": "10.0.0.5"}`,
+   * `{"api.example.com:443": "127.0.0.1:8443"}`. Code still needs leave to reach them. A guest never learns the address.
+   */
+  readonly networkHosts?: NetworkHosts;
 }
 
 /** Which server to connect to, and what requests get that say nothing. */
@@ -61,7 +68,7 @@ const CONNECT_FIELDS: ReadonlySet<string> = new Set<keyof ConnectOptions>([
  */
 export class Scheduler implements AsyncDisposable {
   readonly #config: ResolvedConfig;
-  readonly #log: Logger;
+  readonly #parts: Pick<RunContext, "log" | "networkSupport">;
   readonly #machines: MachineSource;
   readonly #closing = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
@@ -69,15 +76,16 @@ export class Scheduler implements AsyncDisposable {
   readonly #copies: Copies<Session>;
   #closed: Promise<void> | undefined;
 
-  private constructor(config: ResolvedConfig, machines: MachineSource, log: Logger) {
+  private constructor(config: ResolvedConfig, machines: MachineSource, parts: Pick<RunContext, "log" | "networkSupport">) {
     this.#config = config;
     this.#machines = machines;
-    this.#log = log;
+    this.#parts = parts;
     this.#copies = new Copies<Session>({
       machines,
       defaults: this.#sessionDefaults(),
       closing: this.#closing.signal,
-      open: (machine, request) => this.#hand(machine, request),
+      open: (machine, request, network) => this.#hand(machine, request, network),
+      openNetwork: (machine, request) => openNetwork(machine, request, this.#parts),
       track: (work) => this.#track(work),
     });
   }
@@ -87,13 +95,13 @@ export class Scheduler implements AsyncDisposable {
    * for a bad field and `AssetError` when the images are missing. The caller owns it: `await using`, or `close()`.
    */
   static async open(config: SchedulerConfig = {}, hooks: SchedulerHooks = {}): Promise<Scheduler> {
-    const resolved = resolveConfig(config), own = ownHooks(hooks, resolved);
+    const resolved = resolveConfig(config), own = ownHooks(hooks, resolved), parts = partsOf(hooks, own);
     const openSupply = async () => await (await import("./supply.ts")).Supply.open(resolved, own);
     const place = hooks.isServerUsed ? placeOf(resolved.cacheDir) : undefined;
     // Where no server runs this look is all that it costs.
-    if (place === undefined || !existsSync(place.socket)) return new Scheduler(resolved, await openSupply(), own.log);
+    if (place === undefined || !existsSync(place.socket)) return new Scheduler(resolved, await openSupply(), parts);
     const { nearestMachines } = await import("./nearest_machines.ts");
-    return new Scheduler(resolved, await nearestMachines({ place, config: resolved, hooks: own, openSupply }), own.log);
+    return new Scheduler(resolved, await nearestMachines({ place, config: resolved, hooks: own, openSupply }), parts);
   }
 
   /**
@@ -114,10 +122,10 @@ export class Scheduler implements AsyncDisposable {
   static async connect(options: ConnectOptions = {}, hooks: Omit<SchedulerHooks, "isServerUsed"> = {}): Promise<Scheduler> {
     const { socketPath, signal, ...defaults } = checkFields("connect", options, CONNECT_FIELDS);
     checkSignal("connect", signal);
-    const resolved = resolveConfig(defaults), own = ownHooks(hooks, resolved);
+    const resolved = resolveConfig(defaults), own = ownHooks(hooks, resolved), parts = partsOf(hooks, own);
     const place = socketPath === undefined ? placeOf(resolved.cacheDir) : checkSocketPath(socketPath);
     const { RemoteMachines } = await import("./remote_machines.ts");
-    return new Scheduler(resolved, await RemoteMachines.connect(place, own, { signal }), own.log);
+    return new Scheduler(resolved, await RemoteMachines.connect(place, own, { signal }), parts);
   }
 
   /**
@@ -144,7 +152,7 @@ export class Scheduler implements AsyncDisposable {
       const checked = checkSession(request, this.#sessionDefaults());
       const signal = checked.signal ? AbortSignal.any([checked.signal, this.#closing.signal]) : this.#closing.signal;
       signal.throwIfAborted();
-      return await openSession({ ...checked, signal }, this.#context(calledAt), (machine, opened) => this.#hand(machine, opened));
+      return await openSession({ ...checked, signal }, this.#context(calledAt), (...opened) => this.#hand(...opened));
     });
   }
 
@@ -212,16 +220,16 @@ export class Scheduler implements AsyncDisposable {
   }
 
   /** Makes a session of a machine, and ends it with this scheduler. */
-  #hand(machine: Machine, request: CheckedSessionRequest): Session {
+  #hand(machine: Machine, request: CheckedSessionRequest, network: MachineNetwork): Session {
     const onEnd = (ended: Session) => void this.#sessions.delete(ended);
-    const session = new Session({ machine, request, log: this.#log, copies: this.#copies, onEnd });
+    const session = new Session({ machine, network, request, log: this.#parts.log, copies: this.#copies, onEnd });
     if (this.#closing.signal.aborted) session.end("the scheduler is closed");
     else if (!session.closed) this.#sessions.add(session);
     return session;
   }
 
   #context(calledAt: number): RunContext {
-    return { machines: this.#machines, log: this.#log, calledAt };
+    return { machines: this.#machines, ...this.#parts, calledAt };
   }
 
   /** Lets `close` wait for what was under way when it was called. */
@@ -242,6 +250,11 @@ function ownHooks({ log, onProgress }: SchedulerHooks, { logLevel }: ResolvedCon
     log: log ?? lineLogger(logLevel, (line) => process.stderr.write(`${line}\n`)),
     ...(onProgress ? { onProgress } : {}),
   };
+}
+
+/** What only schedulers need. What was given is checked at once. Throws `InputValidationError`. */
+function partsOf({ networkHosts }: SchedulerHooks, { log }: SupplyHooks): Pick<RunContext, "log" | "networkSupport"> {
+  return { log, networkSupport: networkFinder({ pins: new Pins(networkHosts), env: { ...process.env }, log }) };
 }
 
 function checkSocketPath(socketPath: unknown): ServerPlace {

@@ -21,6 +21,8 @@ import {
   type WinnerOf,
 } from "./forks.ts";
 import type { Machine } from "./machine.ts";
+import { type MachineNetwork, networkOf } from "./network.ts";
+import { checkAccess, checkPort, type NetworkAccess, type PortRequest } from "./network_request.ts";
 import type { Language } from "./request.ts";
 import type { ExecutionResult, ExposedPort } from "../base/result.ts";
 import { SessionCore } from "./session_core.ts";
@@ -68,6 +70,8 @@ export type RaceWinner<T = ExecutionResult> = WinnerOf<Session, T>;
 /** What a session is made of. It owns the machine. */
 export interface SessionParts {
   readonly machine: Machine;
+  /** The machine's network. Default: there is none to be had. */
+  readonly network?: MachineNetwork | undefined;
   readonly request: CheckedSessionRequest;
   readonly log: Logger;
   /** Makes copies of it. */
@@ -95,8 +99,6 @@ export class Session implements AsyncDisposable, FileAccess {
   readonly id: string;
   /** What runs its code. */
   readonly language: Language;
-  /** Guest ports reachable on the host. */
-  readonly exposedPorts: readonly ExposedPort[] = [];
   readonly #parts: SessionParts;
   readonly #core: SessionCore;
   #execCount = 0;
@@ -106,8 +108,13 @@ export class Session implements AsyncDisposable, FileAccess {
     this.#parts = parts;
     this.id = parts.machine.id;
     this.language = parts.request.language;
-    const { machine, request: { idleTimeoutSeconds } } = parts;
-    this.#core = new SessionCore({ machine, idleTimeoutSeconds, onEnd: () => parts.onEnd(this) });
+    const { machine, network, request: { idleTimeoutSeconds } } = parts;
+    this.#core = new SessionCore({ machine, network, idleTimeoutSeconds, onEnd: () => parts.onEnd(this) });
+  }
+
+  /** Guest ports reachable on the host. */
+  get exposedPorts(): readonly ExposedPort[] {
+    return this.#core.network?.exposedPorts ?? [];
   }
 
   /** True once no call can succeed any more. */
@@ -304,10 +311,21 @@ export class Session implements AsyncDisposable, FileAccess {
     return await race(checkpoint, candidates, accept, checked);
   }
 
+  /** Changes what code may reach from now on, as the fields of the same names in a request. Connections that are not allowed any more are cut. */
+  async updateNetwork(access: NetworkAccess): Promise<void> {
+    const policy = checkAccess("change the network", access);
+    await this.#core.call(() => networkOf(this.#core, "change the network").update(policy));
+  }
+
+  /** Makes a port of the guest reachable on 127.0.0.1, until the session ends; at most 10 in all. Rejects with `VmConfigError` when the port cannot be had. */
+  async expose(port: number | PortRequest): Promise<ExposedPort> {
+    const spec = checkPort("expose a port", port);
+    return await this.#core.call(() => networkOf(this.#core, "expose a port").expose(spec));
+  }
+
   /** Ends what runs and the VM, and waits until it is dead. May be called twice. */
   async close(): Promise<void> {
-    this.end("it was closed");
-    await this.#core.machine[Symbol.asyncDispose]();
+    await this.#core[Symbol.asyncDispose]();
   }
 
   /** The same as `close`. */
@@ -321,7 +339,8 @@ export class Session implements AsyncDisposable, FileAccess {
   }
 
   get #original(): Original {
-    return { core: this.#core, request: this.#parts.request };
+    const { request } = this.#parts, policy = this.#core.network?.policy ?? request.network.policy;
+    return { core: this.#core, request: { ...request, network: { ...request.network, policy } } };
   }
 
   async #execute(checked: CheckedExec, call: { readonly calledAt: number; readonly events?: EventSink }): Promise<ExecutionResult> {
@@ -342,7 +361,7 @@ export class Session implements AsyncDisposable, FileAccess {
         executeMs: wholeMs(finishedAt - startedAt),
         totalMs: wholeMs(finishedAt - call.calledAt),
       };
-      const measures = { usage: { ...usage, cpuTimeMs }, timing, start: machine.start };
+      const measures = { usage: { ...usage, cpuTimeMs }, timing, start: machine.start, exposedPorts: this.exposedPorts };
       const result = { ...measured(execution, measures), stateReset: execution.reply.isReset };
       return conclude(result, { outputLimit: execution.outputLimit, check: checked.check, timeoutSeconds: checked.timeoutSeconds });
     });

@@ -5,17 +5,20 @@ import type { GuestChannel } from "../channel/guest.ts";
 import { BackgroundOutput } from "./background_output.ts";
 import { IdleTimer } from "./idle_timer.ts";
 import type { Machine } from "./machine.ts";
+import type { MachineNetwork } from "./network.ts";
 
 /** What a core is made of. It owns the machine. */
 export interface SessionCoreParts {
   readonly machine: Machine;
+  /** The machine's network; undefined where there is none to be had. Ends with the session. */
+  readonly network: MachineNetwork | undefined;
   readonly idleTimeoutSeconds: number;
   /** Called once, when the session has ended. */
   readonly onEnd: () => void;
 }
 
 /** One machine at a time, and the calls of its session. */
-export class SessionCore {
+export class SessionCore implements AsyncDisposable {
   readonly #parts: SessionCoreParts;
   readonly #idle: IdleTimer;
   /** One execution at a time. */
@@ -25,6 +28,7 @@ export class SessionCore {
   /** Aborts when the session has ended, for whatever reason: what waits ends with it. */
   readonly #ended = new AbortController();
   #machine: Machine;
+  #networkEnd: Promise<void> | undefined;
   #starting: Promise<void> | undefined;
   #background = new BackgroundOutput();
   /** Calls beside the executions that are under way. */
@@ -44,6 +48,11 @@ export class SessionCore {
 
   get machine(): Machine {
     return this.#machine;
+  }
+
+  /** The network of whichever machine it has. */
+  get network(): MachineNetwork | undefined {
+    return this.#parts.network;
   }
 
   get guest(): GuestChannel {
@@ -142,8 +151,16 @@ export class SessionCore {
     this.#background = new BackgroundOutput();
     this.#watch(next);
     before.guest.close(why);
+    this.network?.moveTo(next);
     before.replaceWith(next);
     if (this.isClosed) next.release();
+  }
+
+  /** Resolves when the session has ended and nothing of its machine or network is left. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.end("it was closed");
+    await this.#networkEnd;
+    await this.#machine[Symbol.asyncDispose]();
   }
 
   /** Ends it without waiting. `why` follows "Cannot use the session: ". */
@@ -165,6 +182,7 @@ export class SessionCore {
     if (this.isClosed) return;
     this.#idle.stop();
     this.#ended.abort(this.#closing.signal.aborted ? this.#closing.signal.reason : closedError(why));
+    this.#networkEnd = this.network?.[Symbol.asyncDispose]();
     this.#machine.release();
     this.#parts.onEnd();
   }

@@ -5,11 +5,12 @@ import { checkCallback, checkFields, checkFlag, checkMemory, checkSignal, checkT
 import { checkEnv, mergeEnv } from "./env.ts";
 import type { ExecutionRequest } from "./execute.ts";
 import { checkFiles, type FileSources } from "./file_source.ts";
+import { type CheckedNetwork, checkNetwork, NETWORK_FIELDS, type NetworkFields } from "./network_request.ts";
 import { checkCode, checkLanguage, type Language, type RequestDefaults } from "./request.ts";
 import { checkInput, giveUpInput, inputPieces, type InputSource } from "./session_process.ts";
 
 /** A session: one VM that is kept. */
-export interface SessionRequest {
+export interface SessionRequest extends NetworkFields {
   /** What runs its code. */
   readonly language: Language;
   /** Seconds each execution may run, 1-300, unless it says otherwise; default: the scheduler's. */
@@ -53,7 +54,9 @@ export interface ExecOptions {
 }
 
 /** A session's request in which every field is checked and has its value. */
-export interface CheckedSessionRequest extends Readonly<Required<Omit<SessionRequest, "signal" | "onStdout" | "onStderr" | "onBootLog">>> {
+export interface CheckedSessionRequest
+  extends Readonly<Required<Omit<SessionRequest, keyof NetworkFields | "signal" | "onStdout" | "onStderr" | "onBootLog">>> {
+  readonly network: CheckedNetwork;
   readonly signal: AbortSignal | undefined;
   readonly onStdout: OutputCallback | undefined;
   readonly onStderr: OutputCallback | undefined;
@@ -81,6 +84,7 @@ const SESSION_FIELDS: ReadonlySet<string> = new Set<keyof SessionRequest>([
   "onStdout",
   "onStderr",
   "onBootLog",
+  ...NETWORK_FIELDS,
 ]);
 const EXEC_FIELDS: ReadonlySet<string> = new Set<keyof ExecOptions>([
   "timeoutSeconds",
@@ -109,6 +113,7 @@ export function checkSession(
     memoryMb: checkMemory(request.memoryMb ?? defaults.memoryMb),
     env: checkEnv(request.env ?? {}),
     files: checkFiles(action, request.files ?? {}),
+    network: checkNetwork(action, request),
     check: checkFlag(action, "check", request.check),
     signal: checkSignal(action, request.signal),
     onStdout: checkCallback(action, "onStdout", onStdout),

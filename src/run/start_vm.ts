@@ -1,12 +1,17 @@
 /** Start VM: what a run and a session do alike to get a machine. */
+import { abortable } from "../base/async.ts";
 import { messageOf, SnapshotError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
+import { MachineNetwork, type NetworkSupport } from "./network.ts";
+import type { CheckedNetwork } from "./network_request.ts";
 import type { Machine, MachineRequest, MachineSource } from "./machine.ts";
 
 /** What is used of the scheduler. */
 export interface RunContext {
   readonly machines: MachineSource;
   readonly log: Logger;
+  /** What networks share, found when one is needed. */
+  readonly networkSupport: () => Promise<NetworkSupport>;
   /** `performance.now()` when the caller called. */
   readonly calledAt: number;
 }
@@ -17,7 +22,7 @@ export interface RunContext {
  */
 export async function onMachine<T>(
   request: MachineRequest,
-  { machines, log }: RunContext,
+  { machines, log }: Pick<RunContext, "machines" | "log">,
   attempt: (machine: Machine) => Promise<T>,
 ): Promise<T> {
   const first = await machines.lease(request);
@@ -46,4 +51,15 @@ export async function onMachine<T>(
     second.release();
     throw error;
   }
+}
+
+/** The network of `machine` as `request` wants it, in place for whatever is sent to the guest after this. The caller owns it. */
+export async function openNetwork(
+  machine: Machine,
+  { network, signal }: { readonly network: CheckedNetwork; readonly signal: AbortSignal | undefined },
+  { log, networkSupport }: Pick<RunContext, "log" | "networkSupport">,
+): Promise<MachineNetwork> {
+  if (machine.answersFirst) await abortable(machine.ready, signal);
+  signal?.throwIfAborted();
+  return await MachineNetwork.open({ machine, request: network, support: networkSupport, log });
 }

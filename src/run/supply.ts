@@ -110,6 +110,7 @@ export class Supply implements MachineSource {
       memoryMiB: memoryMb,
       origin: template ? { kind: "clone", files: template } : { kind: "cold" },
       isSavable: request.isSavable ?? false,
+      hasNet: request.net !== undefined,
       ...await this.#bootLog(template, request),
     });
     stack.move();
@@ -155,7 +156,9 @@ export class Supply implements MachineSource {
   async #makeWarm(language: Language, signal: AbortSignal): Promise<Warm> {
     const template = await this.#template(language, this.#config.defaultMemoryMb, signal);
     if (!template) throw new SnapshotError(`Cannot keep ${language} VMs warm: no template can be kept`);
-    const request = { language, memoryMiB: template.memoryMiB, origin: { kind: "clone", files: template }, isSavable: true } as const;
+    // Whoever gets it may want a network.
+    const origin = { kind: "clone", files: template } as const;
+    const request = { language, memoryMiB: template.memoryMiB, origin, isSavable: true, hasNet: true } as const;
     const vm = await launch(await this.#host(), request);
     try {
       await abortable(vm.ready, signal);
@@ -209,7 +212,14 @@ export class Supply implements MachineSource {
     const host = await this.#host();
     const files = await this.checkpoints.open(checkpoint, (of) => machineFacts(host, of));
     const bootLog = await this.#bootLog(undefined, request);
-    const vm = await launch(host, { language, memoryMiB: memoryMb, origin: { kind: "restore", files }, isSavable: true, ...bootLog });
+    const vm = await launch(host, {
+      language,
+      memoryMiB: memoryMb,
+      origin: { kind: "restore", files },
+      isSavable: true,
+      hasNet: true,
+      ...bootLog,
+    });
     stack.move();
     return new LocalMachine({ template: undefined, isRestored: true, room, slot, ...this.#partsOf(vm, language) });
   }
@@ -271,7 +281,13 @@ export class Supply implements MachineSource {
 
   async #spawnSpare(template: Template): Promise<Vm> {
     const { language, memoryMiB } = template;
-    return await spawnVm(await this.#host(), { language, memoryMiB, origin: { kind: "clone", files: template }, isSavable: true });
+    return await spawnVm(await this.#host(), {
+      language,
+      memoryMiB,
+      origin: { kind: "clone", files: template },
+      isSavable: true,
+      hasNet: true,
+    });
   }
 
   #host(): Promise<Hypervisor> {

@@ -70,7 +70,7 @@ export class Lease {
         throw error;
       }
     };
-    if (!checkpoint) return await onMachine(request, { machines, log, calledAt: 0 }, lend);
+    if (!checkpoint) return await onMachine(request, { machines, log }, lend);
     const machine = await machines.lease(request);
     try {
       return await lend(machine);

@@ -54,6 +54,7 @@ export class Vm implements AsyncDisposable {
     this.#parts = parts;
     ({ id: this.id, child: this.child, qmp: this.qmp, guest: this.guest, console: this.console, net: this.net } = parts);
     this.#startedAt = parts.startedAt;
+    this.net?.resume(); // Until somebody wants it: an end that nobody reads is not noticed.
     this.ready = this.#ready.promise;
     this.ready.catch(() => {}); // Whoever waits sees it.
   }

@@ -64,7 +64,7 @@ export function noCopies(): Copies<Session> {
     [Symbol.asyncDispose]: unused,
   };
   const defaults = { timeoutSeconds: 30, memoryMb: 256, idleTimeoutSeconds: 300 };
-  return new Copies({ machines, defaults, closing: new AbortController().signal, open: unused, track: unused });
+  return new Copies({ machines, defaults, closing: new AbortController().signal, open: unused, openNetwork: unused, track: unused });
 }
 
 /** Opens a session of the session's own code on a machine that is none; closed when the test ends. */

@@ -128,7 +128,7 @@ function guardedCallback(body: (text: string) => unknown) {
   const got: string[] = [], lines: string[] = [];
   const log = lineLogger("debug", (line) => lines.push(line));
   const callback = guarded(
-    (text) => {
+    (text: string) => {
       got.push(text);
       return body(text) as void;
     },

@@ -34,6 +34,7 @@ test("request: what is not given comes from the defaults", () => {
     files: {},
     prepare: undefined,
     collect: undefined,
+    network: { policy: { kind: "off" }, ports: [], onNetworkEvent: undefined, onExposedPorts: undefined },
     check: false,
     signal: undefined,
     onStdout: undefined,
@@ -58,7 +59,8 @@ test("request: what is given is kept", () => {
     onStderr: () => {},
     onBootLog: () => {},
   };
-  assert.deepEqual(check(request), request);
+  const network = { policy: { kind: "off" }, ports: [], onNetworkEvent: undefined, onExposedPorts: undefined };
+  assert.deepEqual(check(request), { ...request, network });
   const unset = Object.fromEntries(Object.keys(request).map((field) => [field, undefined]));
   assert.deepEqual(check({ ...unset, code: "x", language: "raw" }), check({ code: "x", language: "raw" }));
 });
