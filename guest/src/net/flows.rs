@@ -15,8 +15,8 @@ pub const FLOWS: usize = 4_096;
 /// Of this many flows each may keep 256 KiB of the host's, of the others 64.
 const WIDE_FLOWS: usize = 64;
 const WIDE_BYTES: u32 = 4 * INITIAL_BYTES;
-/// How large the two buffers of a connection are, by how many there are: all together take at most 80 MiB.
-const BUFFERS: [(usize, usize); 3] = [(256, 65_536), (1_024, 16_384), (FLOWS, 4_096)];
+/// How large the two buffers of a connection are, by how many there are: all together take at most 86 MiB.
+const BUFFERS: [(usize, usize); 4] = [(16, 262_144), (256, 65_536), (1_024, 16_384), (FLOWS, 4_096)];
 /// A message to the resolver; more is no question that anybody asks.
 const DNS_BYTES: usize = 4_096;
 const UDP_IDLE_US: u64 = 60_000_000;
@@ -56,6 +56,8 @@ pub struct Flows {
     last_id: u32,
     timers: BTreeSet<(u64, u32)>,
     ready: VecDeque<u32>,
+    /// Those that the host has sent bytes for since the last `settle`.
+    touched: Vec<u32>,
     seed: u64,
     /// Those of the host's side, which count as well.
     pub others: usize,
@@ -117,7 +119,7 @@ impl Flows {
 
     fn accept(&mut self, key: Key, syn: &[u8], now_us: u64, sink: &mut dyn Sink) -> Connection {
         let count = self.flows.len();
-        let buffer_bytes = BUFFERS.iter().find(|(most, _)| count <= *most).map_or(BUFFERS[2].1, |(_, bytes)| *bytes);
+        let buffer_bytes = BUFFERS.iter().find(|(most, _)| count <= *most).map_or(BUFFERS[3].1, |(_, bytes)| *bytes);
         // Any odd multiplier makes a new number of each.
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         Connection::accept(key, syn, buffer_bytes, self.seed, now_us, sink)
@@ -182,7 +184,13 @@ impl Flows {
         };
         match frame.kind {
             Kind::Accept => self.on_accept(id, port, now_us, sink)?,
-            Kind::Data => self.on_data(id, frame.payload, port, now_us, sink)?,
+            Kind::Data => {
+                self.on_data(id, frame.payload, port, sink, now_us)?;
+                if self.touched.last() != Some(&id) {
+                    self.touched.push(id);
+                }
+                return Ok(());
+            }
             Kind::Credit => flow.credit.granted(frame.payload.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)))?,
             Kind::End => self.on_end(id)?,
             Kind::Error => {
@@ -193,6 +201,15 @@ impl Flows {
         }
         self.service(id, port, now_us, sink);
         Ok(())
+    }
+
+    /// Passes on what has come for each flow since the last call: together, so that the packets are large.
+    pub fn settle(&mut self, port: &mut Port, now_us: u64, sink: &mut dyn Sink) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for id in touched.drain(..) {
+            self.service(id, port, now_us, sink);
+        }
+        self.touched = touched;
     }
 
     fn on_accept(&mut self, id: u32, port: &mut Port, now_us: u64, sink: &mut dyn Sink) -> Result<(), &'static str> {
@@ -212,7 +229,7 @@ impl Flows {
         Ok(())
     }
 
-    fn on_data(&mut self, id: u32, payload: &[u8], port: &mut Port, now_us: u64, sink: &mut dyn Sink) -> Result<(), &'static str> {
+    fn on_data(&mut self, id: u32, payload: &[u8], port: &mut Port, sink: &mut dyn Sink, now_us: u64) -> Result<(), &'static str> {
         let Some(flow) = self.flows.get_mut(&id) else { return Ok(()) };
         flow.credit.received(payload.len())?;
         match &mut flow.state {

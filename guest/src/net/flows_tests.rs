@@ -66,7 +66,9 @@ impl Rig {
 
     fn frame(&mut self, stream: u32, kind: Kind, payload: &[u8]) -> Result<(), &'static str> {
         let frame = Frame { stream, kind, flags: 0, payload };
-        self.flows.on_frame(&frame, &mut self.port, self.now_us, &mut self.packets)
+        let result = self.flows.on_frame(&frame, &mut self.port, self.now_us, &mut self.packets);
+        self.flows.settle(&mut self.port, self.now_us, &mut self.packets);
+        result
     }
 
     fn pass(&mut self, us: u64) {
@@ -149,7 +151,7 @@ impl Guest {
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut device, Instant::from_micros(1_000_000));
         interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(GUEST.into()), 30)).expect("room"));
         interface.routes_mut().add_default_ipv4_route(GATEWAY.into()).expect("room");
-        let buffer = || SocketBuffer::new(vec![0; 300_000]);
+        let buffer = || SocketBuffer::new(vec![0; 1_000_000]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_ack_delay(None);
         socket.connect(interface.context(), (Ipv4Address::from(key.address), key.port), key.source).expect("connects");
@@ -328,7 +330,7 @@ fn what_belongs_to_no_flow_is_answered_by_a_reset() {
 fn more_than_the_credit_waits_and_the_guest_with_it() {
     let mut rig = Rig::new();
     let (mut guest, id) = connected(&mut rig);
-    let bytes: Vec<u8> = (0..250_000_u32).map(|at| (at % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..500_000_u32).map(|at| (at % 251) as u8).collect();
     assert_eq!(guest.socket().send_slice(&bytes), Ok(bytes.len()));
     let mut received = Vec::new();
     let mut take = |rig: &mut Rig, guest: &mut Guest| {
@@ -362,7 +364,7 @@ fn the_host_is_granted_what_the_guest_has_taken() {
     // All of its credit, and then no more: the guest does not read.
     while rig.frame(id, Kind::Data, &bytes).is_ok() {
         sent += bytes.len();
-        assert!(sent <= 1 << 20, "bounded");
+        assert!(sent <= 2 << 20, "bounded");
         guest.exchange(&mut rig);
     }
     assert!(sent >= WIDE_BYTES as usize);

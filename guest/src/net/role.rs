@@ -24,7 +24,7 @@ const CONNECT_ATTEMPTS: u32 = 2_000;
 const CONNECT_PAUSE_NS: i64 = 1_000_000;
 /// Taken in one turn of the loop from the tun device and from the port.
 const PACKETS: usize = 32;
-const READS: usize = 32;
+const READS: usize = 64;
 
 /// The buffers of connections, while these are few.
 const LARGE_BYTES: usize = 32_768;
@@ -169,6 +169,7 @@ impl Role<'_> {
             }
             self.port.restore(input, taken);
         }
+        self.flows.settle(&mut self.port, now_us, &mut self.tun);
         Ok(())
     }
 
