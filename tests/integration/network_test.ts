@@ -1,5 +1,8 @@
 /** Network: real clients in real VMs reach what was allowed, through every check, and nothing else. */
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import http from "node:http";
+import net, { type AddressInfo, type Socket } from "node:net";
 import test, { type TestContext } from "node:test";
 import type { NetworkEvent, RunRequest } from "../../src/mod.ts";
 import { InputValidationError } from "../../src/base/errors.ts";
@@ -138,6 +141,66 @@ test("network: bad domains and ports are refused before anything starts", option
       );
     }
     assert.deepEqual(messages, []);
+  });
+});
+
+test("network: WebSocket passes once its server has agreed, and not without", options(), async (t) => {
+  const server = http.createServer((_request, response) => void response.end("no"));
+  server.on("upgrade", (request, socket: Socket) => {
+    const key = createHash("sha1").update(`${request.headers["sec-websocket-key"]}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+    socket.write(`HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ${key}\r\n\r\n`);
+    // One short masked frame from the client; the same text back, without a mask.
+    socket.on("data", (frame) => {
+      const size = (frame[1] ?? 0) & 127, mask = frame.subarray(2, 6);
+      if (frame[0] === 0x81) {
+        socket.write(Uint8Array.from([0x81, size, ...frame.subarray(6, 6 + size).map((byte, at) => byte ^ (mask[at % 4] ?? 0))]));
+      }
+    });
+    socket.on("error", () => {}); // The VM ends with it open.
+    t.after(() => socket.destroy());
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  t.after(() => new Promise<void>((resolve) => server.close(() => resolve())));
+  await withScheduler(
+    async (scheduler) => {
+      const { stdout, stderr } = await scheduler.run({
+        language: "javascript",
+        timeoutSeconds: 60,
+        allowedDomains: ["api.example.com"],
+        code: `const socket = new WebSocket("ws://api.example.com/chat");
+socket.onopen = () => socket.send("hello");
+socket.onmessage = ({ data }) => { console.log(data); socket.close(); process.exit(0); };
+socket.onerror = (event) => { console.log("error", event.message); process.exit(1); };`,
+      });
+      assert.deepEqual([stderr, stdout], ["", "hello\n"]);
+    },
+    {},
+    { networkHosts: { "api.example.com:80": `127.0.0.1:${(server.address() as AddressInfo).port}` } },
+  );
+});
+
+test("network: through the host's proxy, by name, also to what only the proxy can resolve", options(), async (t) => {
+  const asked: string[] = [], { port } = await httpService(t);
+  const proxy = await service(t, (socket) => {
+    socket.once("data", (head) => {
+      asked.push(String(head).split("\r\n")[0] ?? "");
+      const far = net.connect(port, "127.0.0.1", () => {
+        socket.write("HTTP/1.1 200 OK\r\n\r\n");
+        far.pipe(socket).pipe(far);
+      });
+      far.on("error", () => socket.destroy());
+    });
+  });
+  withEnvironment(t, { HTTPS_PROXY: `http://127.0.0.1:${proxy}`, https_proxy: undefined, NO_PROXY: undefined, no_proxy: undefined });
+  await withScheduler(async (scheduler) => {
+    const { stdout } = await scheduler.run({
+      language: "raw",
+      timeoutSeconds: 60,
+      allowedDomains: ["inside.example.com"],
+      code: "curl -sS -m 40 http://inside.example.com/; curl -s -m 20 http://outside.example.org/; echo $?",
+    });
+    assert.equal(stdout, "inside.example.com /\n6\n");
+    assert.deepEqual(asked, ["CONNECT inside.example.com:80 HTTP/1.1"]);
   });
 });
 
