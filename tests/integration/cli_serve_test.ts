@@ -1,7 +1,8 @@
 /** `sbx serve` as a process with real VMs: who uses it and who does not, its end in order and by force, and what its clients make of that. */
 import assert from "node:assert/strict";
-import { chmodSync, existsSync, mkdirSync, readdirSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
+import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { cacheDirectory } from "../../src/host/platform.ts";
 import { placeOf } from "../../src/link/place.ts";
@@ -153,6 +154,26 @@ testVm("a place that others can enter is told, and not used", async (t) => {
   chmodSync(own.place.directory, 0o700);
   server.kill("SIGTERM");
   assert.equal((await server.ended).code, 0);
+});
+
+test("--install writes a unit that starts this very program, and says what is left to do; --uninstall undoes it", {
+  skip: process.platform === "linux" ? false : "systemd is of Linux",
+}, async (t) => {
+  const directory = temporaryDirectory(t), unit = path.join(directory, "systemd/user/exec-sandbox.service");
+  // No service manager is to be found, whichever the host has.
+  const env = { XDG_CONFIG_HOME: directory, PATH: directory, EXEC_SANDBOX_DEFAULT_MEMORY_MB: "300", AWS_SECRET_ACCESS_KEY: "precious" };
+  const installed = await sbx(["serve", "--install", "--warm", "3"], { env });
+  assert.deepEqual([installed.code, installed.stdout], [0, `${unit}\n`]);
+  assert.match(
+    installed.stderr,
+    /Run next:\n {2}systemctl --user daemon-reload\n {2}systemctl --user enable --now exec-sandbox\.service\n$/,
+  );
+  const text = readFileSync(unit, "utf8");
+  assert.match(text, /^ExecStart="\/.*" "serve" "--warm" "3"$/m);
+  assert.ok(text.includes('Environment="EXEC_SANDBOX_DEFAULT_MEMORY_MB=300"\n') && !text.includes("precious"), text);
+  const undone = await sbx(["serve", "--uninstall"], { env });
+  assert.deepEqual([undone.code, existsSync(unit)], [0, false]);
+  assert.equal((await sbx(["serve", "--uninstall"], { env })).stderr, "No unit of sbx is installed.\n");
 });
 
 noLeftovers();
