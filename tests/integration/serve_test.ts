@@ -185,6 +185,8 @@ test("clients we know are held to the rules: ids, sizes, and how much may wait",
   const broken: ReadonlyArray<readonly [string, (say: (value: unknown) => void) => void]> = [
     ["no method of ours", (say) => say({ id: 1, method: "shutdown" })],
     ["no memory of this world", (say) => say({ ...LEASE, memoryMb: 1e300 })],
+    ["a name that leads elsewhere", (say) => say({ id: 1, method: "checkpoint_named", name: "../x" })],
+    ["a checkpoint by its path", (say) => say({ ...LEASE, checkpoint: { id: "x", name: "/tmp/x" } })],
     ["an id used twice", (say) => [LEASE, LEASE].forEach(say)],
     ["too many requests", (say) => Array.from({ length: 1_100 }, (_, id) => ({ ...LEASE, id })).forEach(say)],
   ];
@@ -200,6 +202,51 @@ test("clients we know are held to the rules: ids, sizes, and how much may wait",
   polite.say({ id: 3, method: "cancel" });
   polite.say({ id: 4, method: "status" });
   await polite.heard(isAnswer(4));
+  await stillServes();
+});
+
+test("what a client asks of checkpoints and leases that are not its own is refused", async (t) => {
+  await using scheduler = await shared.connect();
+  await using session = await scheduler.session({ language: "raw" });
+  await using theirs = await session.checkpoint();
+  const client = await meetRaw(t, shared.place), ref = { id: theirs.id, name: null };
+  client.say(LEASE);
+  await client.heard(isAnswer(1));
+  const refused: ReadonlyArray<Record<string, unknown>> = [
+    { ...LEASE, checkpoint: ref },
+    { ...LEASE, replacing: 77 },
+    { method: "keep", lease: 1, name: null },
+    { method: "save", lease: 77 },
+    { method: "keep", lease: 77, name: null },
+    { method: "checkpoint_named", name: "never-made" },
+    { method: "check_memory", memoryMb: Number.MAX_SAFE_INTEGER },
+  ];
+  for (const [at, request] of refused.entries()) {
+    client.say({ ...request, id: 100 + at });
+    assert.ok("error" in await client.heard(isAnswer(100 + at)), JSON.stringify(request));
+  }
+  client.say({ id: 200, method: "checkpoint_remove", checkpoint: ref });
+  assert.ok("result" in await client.heard(isAnswer(200)), "what is gone for this client need not be removed");
+  await using copy = await theirs.restore();
+  assert.equal((await copy.exec("echo there")).stdout, "there\n", "it is there all the same");
+});
+
+test("a client that leaves while it is saved, or between save and keep, leaves nothing", async (t) => {
+  const files = () =>
+    readdirSync(path.join(cacheDirectory(), "run"), { recursive: true, withFileTypes: true }).filter((entry) =>
+      entry.isFile() && !/^[0-9a-f]{16}$/.test(entry.name)
+    ).length;
+  const before = files();
+  for (const isSaved of [false, true]) {
+    const client = await meetRaw(t, shared.place);
+    client.say({ ...LEASE, isSavable: true });
+    await client.heard(isAnswer(1));
+    client.say({ id: 2, method: "save", lease: 1 });
+    if (isSaved) assert.ok("result" in await client.heard(isAnswer(2)));
+    else await eventually("the save has begun", () => files() > before);
+    client.socket.destroy();
+    await eventually("no file is left", () => files() === before);
+  }
   await stillServes();
 });
 
