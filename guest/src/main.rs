@@ -45,8 +45,10 @@ use error::{Action, Fatal};
 /// Called by the C library.
 #[cfg_attr(not(test), no_mangle)]
 pub extern "C" fn main() -> i32 {
-    if std::env::args().nth(1).is_some_and(|argument| argument == net::role::ARGUMENT) {
-        return net::role::run();
+    match std::env::args().nth(1).as_deref() {
+        Some(net::role::ARGUMENT) => return net::role::run(),
+        Some(net::rehearsal::ARGUMENT) => return net::rehearsal::run(),
+        _ => {}
     }
     if std::process::id() != 1 {
         eprintln!("sbx-agent {}: runs as PID 1 of an sbx microVM only", env!("CARGO_PKG_VERSION"));

@@ -1,7 +1,7 @@
 //! Network: what the agent does for it. It makes the interface and the files that programs read, and starts the process that carries the
 //! flows (`net::role`), again when that ends.
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
@@ -13,7 +13,7 @@ use crate::channel;
 use crate::confine;
 use crate::error::{Code, Refusal};
 use crate::init::Machine;
-use crate::net::{role, GATEWAY, GUEST, MTU};
+use crate::net::{rehearsal, role, GATEWAY, GUEST, MTU};
 use crate::spawn::flag;
 use crate::sys::{self, net as interfaces};
 use crate::trust;
@@ -75,6 +75,9 @@ impl Network {
             }
             Ok((flag(open, "outbound")?, bytes as usize))
         };
+        if open["rehearse"] == true {
+            return Some(self.rehearse());
+        }
         match parse() {
             Err(refusal) => Some(Err(refusal)),
             Ok((is_outbound, 0)) => Some(self.connect(is_outbound, now_us)),
@@ -134,21 +137,28 @@ impl Network {
         if self.tun.is_none() {
             self.tun = Some(make_tun(machine)?);
         }
-        let mut interface = interfaces::Interface::named(INTERFACE)?;
-        if is_outbound {
-            interface.set_up(true)?;
-            interface.add_default_route(GATEWAY)?;
-            let [a, b, c, d] = GATEWAY;
-            trust::write(RESOLVER_FILE, format!("nameserver {a}.{b}.{c}.{d}\n").as_bytes())?;
-        } else {
-            // Its routes go with it.
-            interface.set_up(false)?;
-            let _ = fs::unlink(RESOLVER_FILE);
-        }
+        outbound(is_outbound)?;
         if self.role.is_none() {
             self.start(now_us);
         }
         Ok(())
+    }
+
+    /// Does once what a clone with a network will do, before the machine is saved; nothing of it is left.
+    fn rehearse(&mut self) -> Result<Value, Refusal> {
+        let refusal = |error: Errno| Refusal::new(Code::Internal, format!("Cannot rehearse the network: {error}"));
+        if self.role.is_some() || self.restart_at_us.is_some() {
+            return Err(Refusal::new(Code::Busy, "Cannot rehearse the network: it is in use"));
+        }
+        let Some(machine) = &self.machine else { return Ok(json!({})) };
+        let tun = make_tun(machine).and_then(|tun| outbound(true).map(|()| tun)).map_err(refusal)?;
+        let pid = spawn(rehearsal::ARGUMENT, &tun, rustix::stdio::stderr()).map_err(refusal)?;
+        let ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+        let _ = fs::unlink(RESOLVER_FILE);
+        match ended.map_err(refusal)?.and_then(|(_, status)| status.exit_status()) {
+            Some(0) => Ok(json!({})),
+            status => Err(Refusal::new(Code::Internal, format!("Cannot rehearse the network: it ended with {status:?}"))),
+        }
     }
 
     /// The host is another, or the machine is about to be copied: nothing of the network is left.
@@ -200,26 +210,45 @@ impl Network {
     fn try_start(&self) -> Result<Option<Pid>, Errno> {
         let (Some(machine), Some(tun)) = (&self.machine, &self.tun) else { return Ok(None) };
         let port = channel::find_port(machine, PORT_NAME)?;
-        let group = Group::make_network().ok();
-        let entrance = group.as_ref().map(Group::entrance).transpose()?;
-        let pid = sys::spawn(&sys::Spawn {
-            programs: &[c"/proc/self/exe".to_owned()],
-            args: &[c"sbx-agent".to_owned(), CString::new(role::ARGUMENT).unwrap_or_default()],
-            env: &[],
-            directory: c"/",
-            stdin: tun.as_fd(),
-            stdout: port.as_fd(),
-            stderr: rustix::stdio::stderr(),
-            control: None,
-            has_terminal: false,
-            report: None,
-            cgroup: entrance.as_ref().map(AsFd::as_fd),
-            confinement: Some(&confine::network_confinement()),
-        })?;
+        let pid = spawn(role::ARGUMENT, tun, port.as_fd())?;
         // Only a wish: the user's programs may be many.
         let _ = rustix::process::setpriority_process(Some(pid), NICENESS);
         Ok(Some(pid))
     }
+}
+
+/// Gives the guest a way out, or takes it.
+fn outbound(is_outbound: bool) -> Result<(), Errno> {
+    let mut interface = interfaces::Interface::named(INTERFACE)?;
+    if !is_outbound {
+        let _ = fs::unlink(RESOLVER_FILE);
+        // Its routes go with it.
+        return interface.set_up(false);
+    }
+    interface.set_up(true)?;
+    interface.add_default_route(GATEWAY)?;
+    let [a, b, c, d] = GATEWAY;
+    trust::write(RESOLVER_FILE, format!("nameserver {a}.{b}.{c}.{d}\n").as_bytes())
+}
+
+/// Starts this binary again, as another.
+fn spawn(argument: &str, tun: &OwnedFd, port: BorrowedFd<'_>) -> Result<Pid, Errno> {
+    let group = Group::make_network().ok();
+    let entrance = group.as_ref().map(Group::entrance).transpose()?;
+    sys::spawn(&sys::Spawn {
+        programs: &[c"/proc/self/exe".to_owned()],
+        args: &[c"sbx-agent".to_owned(), CString::new(argument).unwrap_or_default()],
+        env: &[],
+        directory: c"/",
+        stdin: tun.as_fd(),
+        stdout: port,
+        stderr: rustix::stdio::stderr(),
+        control: None,
+        has_terminal: false,
+        report: None,
+        cgroup: entrance.as_ref().map(AsFd::as_fd),
+        confinement: Some(&confine::network_confinement()),
+    })
 }
 
 fn make_tun(machine: &Machine) -> Result<OwnedFd, Errno> {
@@ -246,6 +275,15 @@ mod tests {
         let mut network = Network::default();
         assert_eq!(open(&mut network, true.into(), 0.into()), Some(Ok(json!({}))));
         assert!(network.environment().is_empty() && !network.has(1));
+    }
+
+    #[test]
+    fn a_rehearsal_is_refused_while_the_network_is_in_use() {
+        let rehearse = |network: &mut Network| network.open(1, &json!({ "method": "net", "rehearse": true }), 0);
+        let mut network = Network::default();
+        assert_eq!(rehearse(&mut network), Some(Ok(json!({}))));
+        network.role = Pid::from_raw(1);
+        assert!(rehearse(&mut network).is_some_and(|answer| answer.is_err()));
     }
 
     #[test]

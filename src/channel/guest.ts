@@ -200,6 +200,11 @@ export class GuestChannel {
     await this.#call({ method: "net", outbound, caBytes: ca.length, ipv6 }, { turns: this.#networks, signal, body: ca });
   }
 
+  /** Does once what a guest with a network does, with nobody beyond: for a bake, so that clones find it done before. Leaves nothing. */
+  async rehearseNetwork(signal?: AbortSignal): Promise<void> {
+    await this.#call({ method: "net", rehearse: true }, { turns: this.#networks, signal });
+  }
+
   /** Resolves when the agent answers. */
   async ping(signal?: AbortSignal): Promise<void> {
     await this.#call({ method: "ping" }, { turns: this.#pings, signal });

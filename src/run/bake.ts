@@ -123,6 +123,7 @@ async function fill(vm: Vm, identity: TemplateIdentity, run: BakeRun): Promise<s
   await vm.qmp.execute("cont", undefined, signal);
   await vm.guest.hello({ id: `${vm.id}-rehearsal`, entropy: randomBytes(64), silenceMs: 0 }, signal);
   await takeSteps(vm, identity, { steps: rehearse, signal });
+  await vm.guest.rehearseNetwork(signal);
   await vm.guest.quiesce(signal);
   await verified;
   run.report("saving");

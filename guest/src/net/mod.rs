@@ -4,6 +4,7 @@ mod exposed;
 mod flows;
 mod packet;
 mod port;
+pub mod rehearsal;
 pub mod role;
 mod tcp;
 

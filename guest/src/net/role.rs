@@ -32,7 +32,7 @@ const LARGE_BYTES: usize = 32_768;
 const MANY_FLOWS: usize = 64;
 
 /// Why the role ends.
-enum Ending {
+pub enum Ending {
     HostGone,
     Protocol(&'static str),
     System(&'static str, Errno),
@@ -54,31 +54,11 @@ pub fn run() -> i32 {
 
 fn serve(tun: BorrowedFd<'_>, port: BorrowedFd<'_>) -> Result<std::convert::Infallible, Ending> {
     await_host(port)?;
-    let mut random = [0; 24];
-    let drawn = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-    drawn.map_err(|error| Ending::System("draw a number", error))?;
-    let nonce: String = random[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let seed = random[16..].iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte));
-    sys::map_allocations(LARGE_BYTES);
-    let exposures = Exposures::new().map_err(|error| Ending::System("watch sockets", error))?;
-    // Where the clock is to be read is found out at the first time, with calls that are not needed later.
-    now_us();
-    let restricted = sys::restrict(&confine::network_filter());
-    restricted.map_err(|error| Ending::System("give up system calls", error))?;
-    let mut role = Role {
-        incoming: vec![0; TUN_HEADER_BYTES + MTU],
-        tun: Tun { fd: tun, packet: vec![0; TUN_HEADER_BYTES + MTU] },
-        fd: port,
-        port: Port::new(&nonce),
-        flows: Flows::new(seed),
-        exposures,
-        had_many: false,
-    };
+    let mut role = Role::start(tun, port)?;
     loop {
-        role.turn()?;
+        role.turn(None)?;
     }
 }
-
 /// Until the host's side is connected a read would say that it has gone.
 fn await_host(port: BorrowedFd<'_>) -> Result<(), Ending> {
     let pause = Timespec { tv_sec: 0, tv_nsec: CONNECT_PAUSE_NS };
@@ -93,7 +73,7 @@ fn await_host(port: BorrowedFd<'_>) -> Result<(), Ending> {
     Err(Ending::HostGone)
 }
 
-struct Role<'a> {
+pub struct Role<'a> {
     incoming: Vec<u8>,
     tun: Tun<'a>,
     fd: BorrowedFd<'a>,
@@ -103,10 +83,35 @@ struct Role<'a> {
     had_many: bool,
 }
 
-impl Role<'_> {
-    fn turn(&mut self) -> Result<(), Ending> {
+impl<'a> Role<'a> {
+    /// Says HELLO and gives up every system call that is not needed from here on.
+    pub fn start(tun: BorrowedFd<'a>, port: BorrowedFd<'a>) -> Result<Self, Ending> {
+        let mut random = [0; 24];
+        let drawn = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+        drawn.map_err(|error| Ending::System("draw a number", error))?;
+        let nonce: String = random[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let seed = random[16..].iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte));
+        sys::map_allocations(LARGE_BYTES);
+        let exposures = Exposures::new().map_err(|error| Ending::System("watch sockets", error))?;
+        // Where the clock is to be read is found out at the first time, with calls that are not needed later.
+        now_us();
+        let restricted = sys::restrict(&confine::network_filter());
+        restricted.map_err(|error| Ending::System("give up system calls", error))?;
+        Ok(Role {
+            incoming: vec![0; TUN_HEADER_BYTES + MTU],
+            tun: Tun { fd: tun, packet: vec![0; TUN_HEADER_BYTES + MTU] },
+            fd: port,
+            port: Port::new(&nonce),
+            flows: Flows::new(seed),
+            exposures,
+            had_many: false,
+        })
+    }
+
+    /// Waits for something to do, at most `most_us`, and does it.
+    pub fn turn(&mut self, most_us: Option<i64>) -> Result<(), Ending> {
         self.port.flush(self.fd).map_err(|Gone| Ending::HostGone)?;
-        let [is_port, is_tun, is_exposed] = self.wait(now_us())?;
+        let [is_port, is_tun, is_exposed] = self.wait(now_us(), most_us)?;
         let now_us = now_us();
         if is_port {
             self.on_port(now_us)?;
@@ -129,11 +134,12 @@ impl Role<'_> {
         Ok(())
     }
 
-    fn wait(&mut self, now_us: u64) -> Result<[bool; 3], Ending> {
+    fn wait(&mut self, now_us: u64, most_us: Option<i64>) -> Result<[bool; 3], Ending> {
         let backlog = self.port.backlog();
         let is_pumping = self.flows.is_ready() && backlog < BACKLOG_BYTES;
         let next_us = [self.flows.next_us(), self.exposures.next_us()].into_iter().flatten().min();
         let left_us = if is_pumping { Some(0) } else { next_us.map(|at_us| at_us.saturating_sub(now_us) as i64) };
+        let left_us = [left_us, most_us].into_iter().flatten().min();
         let timeout = left_us.map(|left_us| Timespec { tv_sec: left_us / 1_000_000, tv_nsec: left_us % 1_000_000 * 1_000 });
         let wanted = |is_wanted: bool| if is_wanted { PollFlags::IN } else { PollFlags::empty() };
         let mut port = PollFlags::IN;

@@ -73,11 +73,12 @@ for (
 }
 
 test("guest: ping, quiesce and interrupt", async () => {
-  const { channel, received } = connect((frame, peer) => peer.send(frame.stream, KIND.result, json({ interrupted: frame.stream === 3 })));
+  const { channel, received } = connect((frame, peer) => peer.send(frame.stream, KIND.result, json({ interrupted: frame.stream === 4 })));
   await channel.ping();
   await channel.quiesce();
+  await channel.rehearseNetwork();
   assert.deepEqual([await channel.interrupt(), await channel.interrupt()], [true, false]);
-  assert.deepEqual(received.map((frame) => parsed(frame).method), ["ping", "quiesce", "interrupt", "interrupt"]);
+  assert.deepEqual(received.map((frame) => parsed(frame).method), ["ping", "quiesce", "net", "interrupt", "interrupt"]);
 });
 
 test("guest: interrupt believes nothing but true", async () => {
