@@ -20,9 +20,9 @@ export const NETWORK_OPTIONS: readonly OptionSpec[] = [
   },
   {
     long: "expose",
-    value: "PORT[:HOST_PORT][/tcp|udp]",
+    value: "PORT",
     isRepeatable: true,
-    help: "make a port of the VM reachable on 127.0.0.1, on a free port or the one given; repeatable",
+    help: "make a port of the VM reachable on 127.0.0.1: PORT[:HOST_PORT][/udp], by default on a free port; repeatable",
   },
   {
     long: "network-log",

@@ -121,6 +121,9 @@ function givenOf(parser: Parser): Map<string, readonly string[]> {
   return given;
 }
 
+/** Columns that a description is still wrapped in; in fewer the terminal breaks it. */
+const HELP_WIDTH_MIN = 20;
+
 /** What all parsers share: `-h` and `-V`, errors thrown instead of printed, output through the context. */
 function styled(parser: Parser, { stdout, stderr }: CliContext): Parser {
   const [help, version] = COMMON_OPTIONS;
@@ -130,6 +133,7 @@ function styled(parser: Parser, { stdout, stderr }: CliContext): Parser {
     .version(VERSION, `-${version.short}, --${version.long}`, version.help)
     .helpCommand(false)
     .exitOverride()
+    .configureHelp({ minWidthToWrap: HELP_WIDTH_MIN })
     .configureOutput({
       writeOut: (text) => stdout.write(text),
       writeErr: () => {}, // Errors are thrown, and reported in one place.
