@@ -7,6 +7,7 @@ import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { CommunicationError, Scheduler, type SchedulerConfig, SessionClosedError, SnapshotError } from "../../src/mod.ts";
 import { cacheDirectory } from "../../src/host/platform.ts";
+import { withEnv } from "../support/environment.ts";
 import { noLeftovers, temporaryDirectory } from "../support/leftovers.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
 import { startScript } from "../support/subprocess.ts";
@@ -29,19 +30,6 @@ function testIn(name: string, body: (t: TestContext, cache: string) => Promise<v
 
 const open = (config: SchedulerConfig = {}) =>
   Scheduler.open({ imagesDir: IMAGES, snapshotCacheDir: SNAPSHOTS, autoDownloadAssets: false, ...config }, { log });
-
-async function withEnv<T>(variables: Record<string, string>, body: () => Promise<T>): Promise<T> {
-  const before = Object.keys(variables).map((name) => [name, process.env[name]] as const);
-  Object.assign(process.env, variables);
-  try {
-    return await body();
-  } finally {
-    for (const [name, value] of before) {
-      if (value === undefined) delete process.env[name];
-      else process.env[name] = value;
-    }
-  }
-}
 
 /** Every file below `directory`. */
 const filesIn = (directory: string) =>

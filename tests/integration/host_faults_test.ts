@@ -28,6 +28,7 @@ import {
   SessionClosedError,
   VmConfigError,
 } from "../../src/mod.ts";
+import { withEnv } from "../support/environment.ts";
 import { noLeftovers, processesWith, temporaryDirectory } from "../support/leftovers.ts";
 import { imagesDirectory } from "../support/scheduler.ts";
 import { descendants, openTestScheduler } from "../support/vm.ts";
@@ -58,20 +59,6 @@ function ownCopy(directory: string, name: string): string {
   rmSync(file);
   copyFileSync(path.join(IMAGES, name), file);
   return file;
-}
-
-/** Runs `body` with `EXEC_SANDBOX_*` variables set. */
-async function withEnv<T>(variables: Record<string, string>, body: () => Promise<T>): Promise<T> {
-  const before = Object.keys(variables).map((name) => [name, process.env[name]] as const);
-  Object.assign(process.env, variables);
-  try {
-    return await body();
-  } finally {
-    for (const [name, value] of before) {
-      if (value === undefined) delete process.env[name];
-      else process.env[name] = value;
-    }
-  }
 }
 
 test("a QEMU that is killed while code runs gives OutcomeUnknownError", async () => {
