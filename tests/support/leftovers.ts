@@ -8,8 +8,8 @@ import test, { type TestContext } from "node:test";
 import { eventually } from "./waiting.ts";
 
 const PREFIX = "sbx-test-";
-/** Test files that run beside this one in the same process may have children of their own; only later ones count. */
-const childrenBefore: ReadonlySet<number> = new Set(childrenOf(process.pid));
+/** Test files that run before or beside this one in the same process may have children of their own; only later ones count. */
+const childrenBefore = new Set(childrenOf(process.pid));
 const directories: string[] = [];
 
 /** A directory of this test alone, removed when the test ends. Its path has no symbolic links. */
@@ -49,14 +49,19 @@ export function openDescriptors(): number | undefined {
   return directory === undefined ? undefined : readdirSync(directory).length;
 }
 
-/** Declares the last test of a file: no process that its tests started lives, none of their directories exists. */
+/**
+ * Declares the last test of a file: no process that its tests started lives, none of their directories exists. What is left is told once:
+ * where one process runs all files, the later ones do not fail of it again.
+ */
 export function noLeftovers(): void {
   test("no child left, no file left", async () => {
     const late = () => childrenOf(process.pid).filter((pid) => !childrenBefore.has(pid));
-    await eventually("every child has ended", () => late().length === 0).catch((error) => {
-      assert.fail(`${error.message}: ${late().map((pid) => `${pid} ${argumentsOf(pid).replaceAll("\0", " ")}`).join("; ")}`);
-    });
-    assert.deepEqual(directories.filter((directory) => existsSync(directory)), []);
+    const isQuiet = await eventually("every child has ended", () => late().length === 0).then(() => true, () => false);
+    const children = isQuiet ? [] : late();
+    const left = directories.splice(0).filter((directory) => existsSync(directory));
+    children.forEach((pid) => childrenBefore.add(pid));
+    const named = children.map((pid) => `${pid} ${argumentsOf(pid).replaceAll("\0", " ")}`);
+    assert.deepEqual([...named, ...left.flatMap((directory) => [directory, ...readdirSync(directory)])], []);
   });
 }
 
