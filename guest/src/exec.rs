@@ -199,6 +199,8 @@ pub struct Execution {
     pub kill_at_us: Option<u64>,
     /// SIGINT is sent again then.
     pub interrupt_at_us: Option<u64>,
+    /// How often that was done since the host asked.
+    pub interrupts_sent: usize,
     /// The memory is looked at then.
     pub watch_at_us: Option<u64>,
     pub outcome: Outcome,
@@ -232,6 +234,7 @@ impl Execution {
             deadline_us: None,
             kill_at_us: None,
             interrupt_at_us: None,
+            interrupts_sent: 0,
             watch_at_us: None,
             outcome: Outcome { exit_code: -1, is_timed_out: false, execution_us: 0, is_reset: false, output_limit: None, value: None },
             output_left: request.output_limits,

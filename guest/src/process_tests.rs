@@ -363,7 +363,8 @@ fn terminals() {
     let stream = host.spawn(&["bash", "--norc", "-i"], json!({ "pty": size, "stdin": true }));
     host.seen_until(stream, |seen| seen.out().contains('$') || seen.out().contains('#'));
     host.send(stream, Kind::Cancel, br#"{"graceMs":60000}"#);
-    assert_eq!(host.seen(stream).exit_code(), &json!(129));
+    // Whether bash sees the signal or the end of its input first is a race of the kernel's.
+    assert!([json!(129), json!(0)].contains(host.seen(stream).exit_code()));
     let stream = host.spawn(&["sleep", "1000"], json!({}));
     let id = host.started(stream);
     assert_eq!(host.asked(json!({ "method": "process_resize", "id": id, "columns": 1, "rows": 1 }))["code"], "bad_request");

@@ -88,6 +88,8 @@ pub fn prepare(language: &str) -> Result<Program, Fatal> {
             let path = first_existing(&["/usr/local/bin/bun", "/usr/bin/bun"])?;
             // A process that replaces another starts amid the user's files: none of them decides how, or whether it does.
             let mut program = program(&path, &[&path, "--no-install", "--config=/dev/null", "--no-env-file", &script]);
+            // Bun forgets a signal that comes while it prepares the code; on a busy host that can take a while.
+            program.interrupt_repeats = 4;
             program.env.extend(owned(&JAVASCRIPT_ENVIRONMENT));
             Ok(program)
         }
@@ -112,6 +114,7 @@ fn program(path: &str, args: &[&str]) -> Program {
         path: CString::new(path).unwrap_or_default(),
         args: owned(args),
         is_shell: false,
+        interrupt_repeats: 1,
         directory: CString::new(HOME).unwrap_or_default(),
         env: owned(&ENVIRONMENT),
     }

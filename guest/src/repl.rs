@@ -34,6 +34,8 @@ pub struct Program {
     pub args: Vec<CString>,
     /// Bash cannot read a socket with lengths: it gets text over FIFOs (module `shell`).
     pub is_shell: bool,
+    /// SIGINT that comes before the user's code is lost: how often it is sent again.
+    pub interrupt_repeats: usize,
     pub directory: CString,
     pub env: Vec<CString>,
 }
@@ -252,8 +254,9 @@ impl Repl {
         self.confinement.as_ref()
     }
 
-    /// SIGINT as a terminal would send it: to the session's process group. False, and nothing is sent, while a shell has not read its request,
-    /// or we what it has said: it may be one that replaces itself, or that has just replaced the one before, and would die of it.
+    /// SIGINT as a terminal would send it: to the session's process group. False while the process has not read its request: the signal may be
+    /// lost. A shell is not even sent it then, nor before we read what it has said: it may be one that replaces itself, or that has just
+    /// replaced the one before, and would die of it.
     pub fn interrupt(&self) -> bool {
         let is_unread = |fifo| rustix::io::ioctl_fionread(fifo).is_ok_and(|bytes| bytes > 0);
         if self.program.is_shell && (is_unread(&self.wires.requests) || is_unread(&self.wires.replies)) {
@@ -262,7 +265,12 @@ impl Repl {
         if let Some(pid) = self.pid {
             let _ = rustix::process::kill_process_group(pid, Signal::INT);
         }
-        true
+        self.program.is_shell || !(self.has_unsent() || sys::is_unread_by_peer(self.wires.requests.as_fd()))
+    }
+
+    /// How often SIGINT is sent again to a process that may not have come to the user's code.
+    pub fn interrupt_repeats(&self) -> usize {
+        self.program.interrupt_repeats
     }
 
     /// SIGTERM to everything, stopped or not.

@@ -23,6 +23,7 @@ const MAX_CANCEL_GRACE_MS: u64 = 60_000;
 const MAX_ID_BYTES: usize = 128;
 /// An execution younger than this may not have come to the user's code.
 const YOUNG_US: u64 = 100_000;
+/// The pause before an interrupt is sent again; it doubles each time that the process may have heard it.
 const INTERRUPT_AGAIN_US: u64 = 100_000;
 
 impl Server {
@@ -196,16 +197,18 @@ impl Server {
         let Some(execution) = self.execution.as_mut().filter(|execution| execution.is_running() && !is_question) else { return false };
         // A REPL that has not come to the user's code takes it for one that came too late for the code before, or does not hear it.
         let is_young = now_us < execution.started_us + YOUNG_US;
-        let is_sent = self.repl.interrupt();
-        execution.interrupt_at_us = (is_young || !is_sent).then_some(now_us + INTERRUPT_AGAIN_US);
+        let is_heard = self.repl.interrupt();
+        execution.interrupts_sent = 0;
+        execution.interrupt_at_us = (is_young || !is_heard).then_some(now_us + INTERRUPT_AGAIN_US);
         true
     }
 
     /// The execution is still there: SIGINT once more.
     pub(crate) fn interrupt_again(&mut self, now_us: u64) {
-        if let Some(execution) = &mut self.execution {
-            execution.interrupt_at_us = (!self.repl.interrupt()).then_some(now_us + INTERRUPT_AGAIN_US);
-        }
+        let Some(execution) = &mut self.execution else { return };
+        execution.interrupts_sent += usize::from(self.repl.interrupt());
+        let is_enough = execution.interrupts_sent >= self.repl.interrupt_repeats();
+        execution.interrupt_at_us = (!is_enough).then_some(now_us + (INTERRUPT_AGAIN_US << execution.interrupts_sent));
     }
 
     fn quiesce(&mut self, open: &Value) -> Result<Value, Refusal> {

@@ -112,8 +112,14 @@ impl Host {
             let text = |text: &str| CString::new(text).expect("no NUL");
             let path = std::env::current_exe().expect("a path").to_string_lossy().into_owned();
             let args = [path.as_str(), "--exact", "server::tests::repl_process", "--nocapture", "--quiet"].map(text);
-            let program =
-                Program { path: text(&path), args: args.into(), is_shell: false, directory: text("/"), env: vec![text("SBX_TEST_REPL=1")] };
+            let program = Program {
+                path: text(&path),
+                args: args.into(),
+                is_shell: false,
+                interrupt_repeats: 1,
+                directory: text("/"),
+                env: vec![text("SBX_TEST_REPL=1")],
+            };
             let repl = Repl::start(program, None, None, now_us()).expect("a process");
             Server { files, ..Server::new(theirs.into(), ticks(), repl, json!({ "protocol": 1 })) }.run()
         });

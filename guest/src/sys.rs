@@ -223,6 +223,14 @@ pub fn signal_group(group: Pid, signal: i32) -> Result<(), Errno> {
     check(unsafe { libc::killpg(group.as_raw_nonzero().get(), signal) }).map(drop)
 }
 
+/// Whether the other end of a socketpair has still to read what was written to this one.
+pub fn is_unread_by_peer(socket: BorrowedFd<'_>) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int. On a socket TIOCOUTQ is SIOCOUTQ.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    result == 0 && bytes > 0
+}
+
 pub fn is_open(fd: RawFd) -> bool {
     // SAFETY: only the descriptor's flags are read.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }

@@ -120,3 +120,14 @@ test("an interrupt without code to interrupt harms nobody who comes next", async
     }
   }
 });
+
+test("javascript: an interrupt while a timer of earlier code keeps the process busy reaches the code it was meant for", async () => {
+  await using session = await vms.scheduler.session({ language: "javascript", timeoutSeconds: 60 });
+  await session.exec(SET.javascript);
+  await session.exec("setTimeout(() => { const end = Date.now() + 1500; while (Date.now() < end); }, 20); 0");
+  await sleep(200); // The timer has begun, and the next request is not read before it is over.
+  const running = session.exec(ENDLESS.javascript);
+  assert.equal(await session.interrupt(), true);
+  assert.equal((await settled(running, "the interrupted code")).exitCode, 130);
+  await showsKept(session, "after the timer");
+});
