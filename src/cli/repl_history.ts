@@ -1,5 +1,6 @@
 /** History: what was entered, of this session and of earlier ones, in one private file for each language. */
-import { appendFile, readFile, stat } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
+import { constants } from "node:fs";
 import path from "node:path";
 import { Buffer } from "node:buffer";
 import { FileLock, makePrivateDirectory, writeFileAtomic } from "../host/files.ts";
@@ -24,16 +25,13 @@ export class History {
     this.#file = file;
   }
 
-  /** The history in `file`, whose directory is made. One that cannot be read or kept is empty, and lasts as long as the session. */
+  /** The history in `file`, whose directory is made. What cannot be read is empty, what cannot be kept lasts as long as the session. */
   static async open(file: string): Promise<History> {
-    try {
-      await makePrivateDirectory(path.dirname(file));
-      const { size } = await stat(file).catch(() => ({ size: 0 })); // The first session finds none.
-      if (size > FILE_MAX_BYTES) await shorten(file);
-      return new History(await readEntries(file), file);
-    } catch {
-      return new History(); // A read-only home is no reason to refuse a session.
-    }
+    // A read-only home or a full disk is no reason to refuse a session, nor to forget what can be read.
+    await makePrivateDirectory(path.dirname(file)).catch(() => {});
+    const { entries, isLong } = await readEntries(file).catch(() => ({ entries: [], isLong: false }));
+    if (isLong) await shorten(file).catch(() => {});
+    return new History(entries, file);
   }
 
   /** What is kept, oldest first. */
@@ -62,13 +60,18 @@ export class History {
 /** Under a lock, because another session may just be rewriting the file. */
 async function append(file: string, line: string): Promise<void> {
   await using _lock = await lock(file);
-  await appendFile(file, line, { mode: 0o600 });
+  await using handle = await openRegular(file, constants.O_RDWR | constants.O_APPEND | constants.O_CREAT);
+  const { size } = await handle.stat();
+  const last = Buffer.alloc(1);
+  if (size > 0) await handle.read(last, 0, 1, size - 1);
+  // What a full disk or a crash cut off must not swallow this one.
+  await handle.appendFile(size > 0 && last.toString() !== "\n" ? `\n${line}` : line);
 }
 
 /** Rewrites `file` with its newest half. */
 async function shorten(file: string): Promise<void> {
   await using _lock = await lock(file);
-  const entries = await readEntries(file);
+  const { entries } = await readEntries(file);
   const lines: string[] = [];
   let bytes = 0;
   for (const entry of entries.slice(-ENTRIES_MAX).reverse()) {
@@ -84,17 +87,27 @@ function lock(file: string): Promise<FileLock> {
   return FileLock.acquire(`${file}.lock`, { signal: AbortSignal.timeout(LOCK_TIMEOUT_MS) });
 }
 
-async function readEntries(file: string): Promise<string[]> {
-  const text = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
-    if (error.code === "ENOENT") return "";
-    throw error;
-  });
-  return text.split("\n").flatMap((line) => {
+/** The entries among the newest bytes of `file`, and whether it has more bytes than it may keep. */
+async function readEntries(file: string): Promise<{ entries: string[]; isLong: boolean }> {
+  await using handle = await openRegular(file, constants.O_RDONLY);
+  const { size } = await handle.stat();
+  const newest = Buffer.alloc(Math.min(size, FILE_MAX_BYTES));
+  const { bytesRead } = await handle.read(newest, 0, newest.length, size - newest.length);
+  const entries = newest.subarray(0, bytesRead).toString("utf8").split("\n").flatMap((line) => {
     try {
       const entry: unknown = JSON.parse(line);
       return typeof entry === "string" ? [entry] : [];
     } catch {
-      return []; // The empty end, or a line that somebody edited.
+      return []; // The empty end, a line that somebody edited, or half of one.
     }
   });
+  return { entries, isLong: size > FILE_MAX_BYTES };
+}
+
+/** A FIFO or a device in its place would have us wait, or read for ever. */
+async function openRegular(file: string, flags: number): Promise<FileHandle> {
+  const handle = await open(file, flags | constants.O_NONBLOCK, 0o600);
+  if ((await handle.stat()).isFile()) return handle;
+  await handle.close();
+  throw new Error(`not a file: ${file}`);
 }

@@ -1,11 +1,14 @@
 /** History: what is kept, for whom, and how much. */
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { execFileSync, spawnSync } from "node:child_process";
 import fs from "node:fs/promises";
 import path from "node:path";
 import test from "node:test";
 import { History } from "../../../src/cli/repl_history.ts";
 import { HistorySearch, HistoryWalk } from "../../../src/cli/repl_search.ts";
 import { noLeftovers, temporaryDirectory } from "../../support/leftovers.ts";
+import { settled } from "../../support/waiting.ts";
 
 test("entries come back in the next session, blocks of several lines whole, in a file for this user alone", async (t) => {
   const file = path.join(temporaryDirectory(t), "history", "python");
@@ -54,15 +57,59 @@ test("a long file is cut back to its newest entries", async (t) => {
   assert.deepEqual(await fs.readdir(path.dirname(file)), ["python"]);
 });
 
-test("damaged lines and a place that cannot be written are no reason to fail", async (t) => {
-  const directory = temporaryDirectory(t), file = path.join(directory, "python");
+test("damaged lines cost themselves alone", async (t) => {
+  const file = path.join(temporaryDirectory(t), "python");
   await fs.writeFile(file, 'garbage\n"good"\n{"a":1}\n"torn');
-  assert.deepEqual((await History.open(file)).entries, ["good"]);
-  const history = await History.open(path.join(file, "below a file"));
-  history.add("x");
+  const history = await History.open(file);
+  assert.deepEqual(history.entries, ["good"]);
+  history.add("next");
   await history.flush();
-  assert.deepEqual(history.entries, ["x"]);
+  assert.deepEqual((await History.open(file)).entries, ["good", "next"]);
 });
+
+test("a place that cannot be written, or is no file, is no reason to fail", async (t) => {
+  const directory = temporaryDirectory(t), file = path.join(directory, "python");
+  await fs.writeFile(file, "");
+  execFileSync("mkfifo", [path.join(directory, "fifo")]);
+  for (const place of [path.join(file, "below a file"), path.join(directory, "fifo"), directory]) {
+    const history = await settled(History.open(place), "the history");
+    history.add("x");
+    await settled(history.flush(), "the flush");
+    assert.deepEqual(history.entries, ["x"]);
+  }
+});
+
+test("on a full disk and on a read-only one what is there is read, and a session goes on", { skip: !canMount() }, async (t) => {
+  const directory = temporaryDirectory(t), file = path.join(directory, "python"), filler = path.join(directory, "filler");
+  const mount = (options: string, ...words: string[]) => execFileSync("mount", [...words, "-o", options, directory]);
+  const enter = async (entry: string) => {
+    const history = await History.open(file), last = history.entries.at(-1)?.slice(0, 11);
+    history.add(entry);
+    await history.flush();
+    assert.equal(history.entries.at(-1), entry);
+    return last;
+  };
+  mount("size=4m", "-t", "tmpfs", "sbx-test");
+  try {
+    const lines = Array.from({ length: 30_000 }, (_, at) => `${JSON.stringify(`entry ${at} ${"x".repeat(40)}`)}\n`);
+    await fs.writeFile(file, lines.join(""));
+    await assert.rejects(fs.writeFile(filler, Buffer.alloc(4_194_304)), { code: "ENOSPC" });
+    assert.equal(await enter("y".repeat(60_000)), "entry 29999");
+    mount("remount,ro");
+    assert.equal(await enter("read-only"), "entry 29999");
+    mount("remount,rw");
+    await fs.rm(filler);
+    assert.equal(await enter("room again"), "entry 29999");
+    assert.equal(await enter("the next"), "room again");
+  } finally {
+    execFileSync("umount", [directory]);
+  }
+});
+
+/** Mounting needs root, and a container may forbid it to root. */
+function canMount(): boolean {
+  return spawnSync("unshare", ["-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).status === 0;
+}
 
 test("walking visits the entries that begin with what was typed, and comes back to it", () => {
   const walk = new HistoryWalk(["import os", "x = 1", "import sys"], "im");
