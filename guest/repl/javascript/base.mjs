@@ -9,8 +9,8 @@
 //
 // Each execution is a module of its own: strict, top-level await, native imports, TypeScript, JSX, exact lines in stacks. Its
 // top-level names become accessors of the global object that read and write the module's own bindings, so later executions and
-// old closures see the same variable; declaring a name again replaces the accessor. What declares and imports nothing runs as a
-// strict script instead, at half the cost. A promise as the trailing value is awaited: `main()` belongs to its execution.
+// old closures see the same variable; declaring a name again replaces the accessor, and a function declared again is given to the blocks
+// that declared it before. What declares and imports nothing runs as a strict script instead, at half the cost. A promise as the trailing value is awaited: `main()` belongs to its execution.
 //
 // A seed reaches Math.random and the stores of random UUIDs and integers. Not reached: Math.random of Workers and node:vm
 // contexts, which draw their own seed from a generator inside the engine.
@@ -38,6 +38,7 @@ const VALUE_LIMIT_BYTES = 32_768;
 const SOURCES_LIMIT = 500;
 const SOURCES_LIMIT_CHARS = 2 << 20;
 const CUTS_LIMIT = 64;
+const SUCCEEDED_LIMIT = 32;
 const OUR_FILE = import.meta.path;
 const OUR_DIRECTORY = import.meta.dir;
 

@@ -23,16 +23,43 @@ function publish(name, constant, access) {
     }
   };
   defineProperty(get, "mark", { __proto__: null, value: mark });
+  const succeeds = succession(name, constant ? undefined : access, before?.get);
+  defineProperty(get, "succeeds", { __proto__: null, value: succeeds });
   const set = constant
     ? () => {
       throw new TypeError(`Assignment to constant variable '${name}'.`);
     }
-    : (value) => access(name, true, value);
+    : (value) => {
+      for (let index = 1; index < succeeds.length; index++) succeeds[index](name, true, value);
+      access(name, true, value);
+    };
   running.published[running.published.length] = { name, before, access };
   defineProperty(root, name, { __proto__: null, configurable: true, enumerable: true, get, set });
   declared++;
 }
 const mark = {};
+
+/**
+ * The bindings that follow a function declared by `access`, its own first: earlier code that calls a function of its own block by this name
+ * calls the newest one, as the name alone would. Empty for what is no function yet when its module starts.
+ */
+function succession(name, access, before) {
+  const succeeds = [];
+  let declared;
+  try {
+    declared = access?.(name);
+  } catch {
+    // Not initialised yet: no function.
+  }
+  if (typeof declared !== "function") return succeeds;
+  succeeds[0] = access;
+  const older = before?.mark === mark ? before.succeeds : [];
+  for (let index = 0; index < older.length && index < SUCCEEDED_LIMIT; index++) {
+    older[index](name, true, declared);
+    succeeds[index + 1] = older[index];
+  }
+  return succeeds;
+}
 
 /** After a failure, names that never got a value mean again what they meant before. */
 function takeBackUninitialised({ published }) {

@@ -35,6 +35,21 @@ testBun("const, let, var, class and function last, stay live and may be declared
   assert.equal(await repl.value("`\nconst fake = 1\n`; typeof fake"), '"undefined"');
 });
 
+testBun("a function declared again is what the code of earlier blocks calls, too", async (repl) => {
+  await repl.exec("function helper() { return 'wrong' }\nfunction main() { return helper() }");
+  assert.equal(await repl.value("function helper() { return main === helper ? '' : 'right' }\nmain()"), '"right"');
+  await repl.exec("function helper() { return 'third' }");
+  assert.equal(await repl.value("main()"), '"third"');
+  assert.equal(await repl.value("helper = () => 'assigned'; main()"), '"assigned"');
+  for (let round = 0; round < 40; round++) await repl.exec(`function helper() { return ${round} }`);
+  assert.equal(await repl.value("helper()"), "39");
+  // What was no function keeps its own value, and so does what is none any more.
+  await repl.exec("let count = 1; const counted = () => count");
+  assert.equal(await repl.value("function count() {}\ncounted()"), "1");
+  await repl.exec("function shape() { return 1 }\nconst shaped = () => shape()");
+  assert.equal(await repl.value("let shape = 2; shaped()"), "1");
+});
+
 testBun("a declaration that fails leaves what was there", async (repl) => {
   await repl.exec("const kept = 1; function fail() { throw 0 }");
   await expectExec(repl, "const kept = fail(), fresh = 2", { exitCode: 1 });
