@@ -3,8 +3,8 @@ import { Buffer } from "node:buffer";
 import net, { type Socket } from "node:net";
 import tls from "node:tls";
 import { InputValidationError } from "../base/errors.ts";
-import { type Address, parseAddress } from "./address.ts";
-import { normalName } from "./domain.ts";
+import type { Address } from "./address.ts";
+import { NoProxy } from "./no_proxy.ts";
 import type { NetworkReason } from "./policy.ts";
 
 /** A far side that has not answered by then is not going to. */
@@ -40,9 +40,9 @@ export interface Dialled {
 /** The proxy of the host's environment. */
 export class Proxy {
   readonly #url: URL;
-  readonly #exceptions: readonly string[];
+  readonly #exceptions: NoProxy;
 
-  private constructor(url: URL, exceptions: readonly string[]) {
+  private constructor(url: URL, exceptions: NoProxy) {
     this.#url = url;
     this.#exceptions = exceptions;
   }
@@ -56,17 +56,17 @@ export class Proxy {
       // The value may have a password in it.
       throw new InputValidationError("Cannot use HTTPS_PROXY: it must be the URL of an HTTP proxy, http://HOST:PORT");
     }
-    return new Proxy(url, (env["no_proxy"] || env["NO_PROXY"] || "").split(/[\s,]+/).filter((entry) => entry !== ""));
+    return new Proxy(url, new NoProxy(env["no_proxy"] || env["NO_PROXY"] || ""));
+  }
+
+  /** Entries of `NO_PROXY` that say nothing, and so except nothing. */
+  get unreadExceptions(): readonly string[] {
+    return this.#exceptions.unread;
   }
 
   /** True unless `NO_PROXY` says that connections there are made without it. */
-  isFor({ name, address, port }: DialTarget): boolean {
-    return !this.#exceptions.some((entry) => {
-      if (entry === "*") return true;
-      const [, host = entry, entryPort] = /^(.*?):(\d+)$/.exec(entry) ?? [];
-      if (entryPort !== undefined && parseAddress(entry) === undefined && Number(entryPort) !== port) return false;
-      return isNamed(host, name) || (address !== undefined && isWithin(entryPort === undefined ? entry : host, address));
-    });
+  isFor(target: DialTarget): boolean {
+    return !this.#exceptions.has(target);
   }
 
   /** The connection to the proxy itself. */
@@ -163,22 +163,5 @@ function readProxyAnswer(socket: Socket): Promise<Uint8Array | undefined> {
       else reject(new DialError(status === "502" || status === "503" || status === "504" ? "unreachable" : "proxy"));
     };
     socket.on("data", onData);
-  });
-}
-
-function isNamed(entry: string, name: string | undefined): boolean {
-  if (name === undefined) return false;
-  const suffix = normalName(entry.replace(/^\*?\./, ""));
-  return suffix !== undefined && (name === suffix || name.endsWith(`.${suffix}`));
-}
-
-/** `entry` is an address, or a block of them. */
-function isWithin(entry: string, address: Address): boolean {
-  const [text = "", bitsText] = entry.split("/"), block = parseAddress(text.replace(/^\[|\]$/g, ""));
-  if (!block || block.family !== address.family) return false;
-  const bits = bitsText === undefined ? block.bytes.length * 8 : Number(bitsText);
-  return block.bytes.every((byte, at) => {
-    const mask = (0xff00 >> Math.max(0, Math.min(8, bits - at * 8))) & 0xff;
-    return (byte & mask) === ((address.bytes[at] ?? 0) & mask);
   });
 }

@@ -1,5 +1,6 @@
 /** Network environment: what the gateways of one scheduler share: how the host finds names, connects, and which addresses are its own. */
 import os from "node:os";
+import type { Logger } from "../base/log.ts";
 import { classOf, parseAddress } from "./address.ts";
 import { Proxy } from "./dial.ts";
 import { type NameSource, systemNames } from "./name_source.ts";
@@ -31,6 +32,8 @@ export function hostNetwork(
     readonly pins?: Pins | undefined;
     readonly names?: NameSource | undefined;
     readonly holderOf?: NetworkEnvironment["holderOf"];
+    /** Is told what of the environment could not be read. */
+    readonly log?: Logger | undefined;
   },
 ): NetworkEnvironment {
   let own: ReadonlySet<string> = new Set(), readAt = -Infinity;
@@ -41,10 +44,14 @@ export function hostNetwork(
     }
     return own;
   };
+  const proxy = Proxy.of(options.env);
+  for (const entry of proxy?.unreadExceptions ?? []) {
+    options.log?.warning("an entry of NO_PROXY is neither a name, an address nor a block of addresses, and excepts nothing", { entry });
+  }
   return {
     names: options.names ?? systemNames(),
     pins: options.pins ?? new Pins(),
-    proxy: Proxy.of(options.env),
+    proxy,
     hasIpv6: () => [...ownAddresses()].some((text) => text.includes(":") && isPublic(text)),
     ownAddresses,
     holderOf: options.holderOf,

@@ -180,7 +180,7 @@ export function networkFinder(
         import("../net/extra_ca.ts"),
         import("../host/port_holder.ts"),
       ]);
-      return { environment: hostNetwork({ env, pins, holderOf: portHolder }), certificates: await extraCertificates(env, log) };
+      return { environment: hostNetwork({ env, pins, holderOf: portHolder, log }), certificates: await extraCertificates(env, log) };
     })();
 }
 

@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import test, { type TestContext } from "node:test";
 import { InputValidationError } from "../../../src/base/errors.ts";
 import { parseAddress } from "../../../src/net/address.ts";
+import { lineLogger } from "../../../src/base/log.ts";
 import { Proxy } from "../../../src/net/dial.ts";
+import { hostNetwork } from "../../../src/net/environment.ts";
 import { noLeftovers } from "../../support/leftovers.ts";
 import { gatewayPeer, namesOf, service } from "../../support/net_peer.ts";
 import { eventually } from "../../support/waiting.ts";
@@ -103,9 +105,26 @@ test("proxy: exceptions by name, suffix, address, block and port", () => {
     ["2001:db8::5", undefined, "2001:db8::6", true],
     ["example.com:443", "example.com", undefined, false],
     ["example.com:8443", "example.com", undefined, true],
+    ["203.0.113.5:443", undefined, "203.0.113.5", false],
+    ["203.0.113.0/24:8443", undefined, "203.0.113.5", true],
+    ["2001:db8::1", undefined, "2001:db8::1", false],
+    ["2001:db8::5", undefined, "2001:db8::6", true],
+    ["[2001:db8::1]:443", undefined, "2001:db8::1", false],
+    ["[2001:db8::1]:8443", undefined, "2001:db8::1", true],
+    ["0.0.0.0/0", undefined, "203.0.113.5", false],
+    ["0.0.0.0/0", undefined, "2001:db8::1", true],
+    ["203.0.113.5/32", undefined, "203.0.113.5", false],
   ];
   for (const [exceptions, name, address, expected] of cases) {
     assert.equal(isFor(exceptions, name, address), expected, `${exceptions} for ${name ?? address}`);
+  }
+  // A number of bits that is none would otherwise be zero, and except everything.
+  const bad = ["x", "33", "99", "-1", "", " ", "1e1", "0x8", "8.0", "8/8"].map((bits) => `203.0.113.0/${bits}`);
+  for (const entry of [...bad, "2001:db8::/129", "2001:db8::/", "203.0.113.0/24:99999", "example.com/8", "a..b", "203.0.113", "[::1"]) {
+    assert.equal(isFor(entry, undefined, "203.0.113.5"), true, entry);
+    assert.equal(isFor(entry, undefined, "198.51.100.1"), true, entry);
+    assert.equal(isFor(entry, "a.example.com", "2001:db8::5"), true, entry);
+    assert.equal(isFor(`${entry},203.0.113.5`, undefined, "203.0.113.5"), false, `the entry behind ${entry} counts`);
   }
   assert.equal(Proxy.of({}), undefined);
   assert.equal(Proxy.of({ HTTPS_PROXY: " " }), undefined);
@@ -115,6 +134,16 @@ test("proxy: exceptions by name, suffix, address, block and port", () => {
       (error) => error instanceof InputValidationError && !error.message.includes("secret"),
     );
   }
+});
+
+test("proxy: entries of NO_PROXY that say nothing are told", () => {
+  const lines: string[] = [], log = lineLogger("warning", (line) => lines.push(line));
+  hostNetwork({ env: { HTTPS_PROXY: "proxy.test:3128", NO_PROXY: "10.0.0.0/x, example.com 10.0.0.0/8,*" }, log });
+  assert.deepEqual(lines, [
+    "sbx warning: an entry of NO_PROXY is neither a name, an address nor a block of addresses, and excepts nothing entry=10.0.0.0/x",
+  ]);
+  hostNetwork({ env: { NO_PROXY: "10.0.0.0/x" }, log });
+  assert.equal(lines.length, 1, "without a proxy there is nothing to except");
 });
 
 noLeftovers();
