@@ -30,6 +30,7 @@ export class History {
     // A read-only home or a full disk is no reason to refuse a session, nor to forget what can be read.
     await makePrivateDirectory(path.dirname(file)).catch(() => {});
     const { entries, isLong } = await readEntries(file).catch(() => ({ entries: [], isLong: false }));
+    // What cannot be shortened can still be read.
     if (isLong) await shorten(file).catch(() => {});
     return new History(entries, file);
   }
