@@ -64,14 +64,14 @@ async function said(session: Session, code: string): Promise<string> {
   return stdout.trim();
 }
 
-/** Tells a file again and again how often it has. */
-const COUNTER = ["-c", "i=0; while :; do i=$((i + 1)); echo $i > count; sleep 0.02; done"];
+/** Tells a file again and again how often it has; the file is there whole at any moment. */
+const COUNTER = ["-c", "i=0; while :; do i=$((i + 1)); echo $i > next; mv next count; sleep 0.02; done"];
 const counted = async (session: Session) => Number(await session.readFile("count", { encoding: "utf-8" }));
 
 for (const language of LANGUAGES) {
   const { set, show, draw, now } = WORDS[language];
 
-  test(`${language}: variables, functions, files and running processes go on from a checkpoint, each copy for itself`, async () => {
+  test(`${language}: variables, functions, files and running processes go on from a checkpoint, each copy for itself`, async (t) => {
     await using session = await open(language);
     await said(session, set(1));
     await session.writeFile("file", "one");
@@ -81,6 +81,7 @@ for (const language of LANGUAGES) {
     await said(session, set(2));
     await session.writeFile("file", "two");
     const copies = await Promise.all([checkpoint.restore(), checkpoint.restore()]);
+    t.after(() => Promise.all(copies.map((copy) => copy.close())));
     const seen = await Promise.all(copies.map(async (copy, at) => {
       const before = [await said(copy, show), await copy.readFile("file", { encoding: "utf-8" })];
       await said(copy, set(3 + at));

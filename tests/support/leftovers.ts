@@ -50,8 +50,8 @@ export function openDescriptors(): number | undefined {
 }
 
 /**
- * Declares the last test of a file: no process that its tests started lives, none of their directories exists. What is left is told once:
- * where one process runs all files, the later ones do not fail of it again.
+ * Declares the last test of a file: no process that its tests started lives, none of their directories exists. What is left is told once
+ * and ended: where one process runs many files, the later ones do not fail of it again.
  */
 export function noLeftovers(): void {
   test("no child left, no file left", async () => {
@@ -59,8 +59,11 @@ export function noLeftovers(): void {
     const isQuiet = await eventually("every child has ended", () => late().length === 0).then(() => true, () => false);
     const children = isQuiet ? [] : late();
     const left = directories.splice(0).filter((directory) => existsSync(directory));
-    children.forEach((pid) => childrenBefore.add(pid));
     const named = children.map((pid) => `${pid} ${argumentsOf(pid).replaceAll("\0", " ")}`);
+    for (const pid of children.filter(runs)) {
+      childrenBefore.add(pid);
+      process.kill(pid, "SIGKILL");
+    }
     assert.deepEqual([...named, ...left.flatMap((directory) => [directory, ...readdirSync(directory)])], []);
   });
 }
