@@ -65,6 +65,9 @@ type SessionCalls =
   | "complete"
   | "isComplete"
   | keyof FileAccess
+  | "networkAccess"
+  | "exposedPorts"
+  | "updateNetwork"
   | "processes"
   | "close";
 

@@ -6,7 +6,7 @@ import type { Progress } from "./progress.ts";
 import type { ReplVm } from "./repl_vm.ts";
 
 /** What a word of a command is. */
-export type WordKind = "local" | "guest" | "guest-directory" | "language" | "command" | "number" | "checkpoint";
+export type WordKind = "local" | "guest" | "guest-directory" | "language" | "command" | "number" | "checkpoint" | "network" | "domain";
 
 /** What commands work on. */
 export interface ReplWorld {
@@ -32,6 +32,8 @@ export interface ReplCommand {
   /** Its words; those in brackets may be left out. */
   readonly usage: string;
   readonly words: readonly WordKind[];
+  /** The last of them may be repeated. */
+  readonly isOpenEnded?: boolean;
   /** How many of its words must be there. */
   readonly wordsMin: number;
   readonly help: string;

@@ -5,6 +5,7 @@ import { printable, UsageError } from "./failure.ts";
 import type { Progress } from "./progress.ts";
 import { checkpoint, forget, fork, listCheckpoints, rollBack } from "./repl_checkpoints.ts";
 import type { ReplCommand, ReplWorld } from "./repl_command.ts";
+import { network } from "./repl_network.ts";
 import { expandHome } from "./repl_paths.ts";
 import { note } from "./repl_run.ts";
 import { nearest, wordsOf } from "./repl_words.ts";
@@ -85,6 +86,15 @@ export const REPL_COMMANDS: readonly ReplCommand[] = [
   { name: "checkpoints", usage: "", words: [], wordsMin: 0, help: "list the checkpoints", run: listCheckpoints },
   { name: "forget", usage: "CHECKPOINT", words: ["checkpoint"], wordsMin: 1, help: "remove a checkpoint", run: forget },
   {
+    name: "network",
+    usage: "[off|on|allow DOMAIN…]",
+    words: ["network", "domain"],
+    isOpenEnded: true,
+    wordsMin: 0,
+    help: "show what code may reach; or change it: nothing, all but private addresses, these domains too",
+    run: network,
+  },
+  {
     name: "timeout",
     usage: "SECONDS",
     words: ["number"],
@@ -110,9 +120,10 @@ export async function runCommand(line: string, world: ReplWorld): Promise<"leave
   if ([first, ...words].some((word) => word?.isOpen)) throw new UsageError("Cannot read the command: a quote is not closed");
   const command = findCommand((first?.text ?? "").slice(1));
   const texts = words.map((word) => word.text);
-  if (texts.length < command.wordsMin || texts.length > command.words.length) {
+  const hasTooMany = texts.length > command.words.length && !command.isOpenEnded;
+  if (texts.length < command.wordsMin || hasTooMany) {
     throw new UsageError(`Cannot run :${command.name}: wanted :${command.name} ${command.usage}`.trimEnd(), {
-      hint: texts.length > command.words.length ? "Put a name with blanks in quotes." : `:help ${command.name} says more.`,
+      hint: hasTooMany ? "Put a name with blanks in quotes." : `:help ${command.name} says more.`,
     });
   }
   return await command.run(texts, world);

@@ -6,6 +6,7 @@ import { findCommand, REPL_COMMANDS } from "./repl_commands.ts";
 import type { EditorAssist, Verdict } from "./repl_editor.ts";
 import { highlight, isCommand } from "./repl_highlight.ts";
 import type { Completion } from "./repl_menu.ts";
+import { NETWORK_WORDS } from "./repl_network.ts";
 import { isPlain, localPaths, pathsOf } from "./repl_paths.ts";
 import { wordsOf } from "./repl_words.ts";
 
@@ -63,7 +64,8 @@ function only(candidates: readonly string[]): readonly string[] {
 
 function kindOf(name: string, at: number): WordKind | undefined {
   try {
-    return findCommand(name).words[at];
+    const { words, isOpenEnded } = findCommand(name);
+    return words[isOpenEnded ? Math.min(at, words.length - 1) : at];
   } catch {
     return undefined; // No command of ours has such words.
   }
@@ -78,7 +80,10 @@ async function candidatesOf(kind: WordKind, typed: string, source: AssistSource)
       return matching(REPL_COMMANDS.map((command) => command.name));
     case "checkpoint":
       return matching(await source.checkpoints());
+    case "network":
+      return matching(NETWORK_WORDS);
     case "number":
+    case "domain":
       return [];
     case "local":
       return await localPaths(typed);

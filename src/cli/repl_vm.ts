@@ -1,13 +1,14 @@
 /** REPL VM: the session that a prompt stands for. It starts while the user types already, and another can take its place. */
 import { abortable } from "../base/async.ts";
+import type { NetworkAccess } from "../run/network_request.ts";
 import type { Language } from "../run/request.ts";
 import type { CliCheckpoint, CliSession } from "./context.ts";
 
 /** A session that answers so often is not closed for lack of use. */
 const KEEP_ALIVE_MS = 60_000;
 
-/** Opens a session; an abort ends the opening. */
-export type OpenSession = (language: Language, signal: AbortSignal) => Promise<CliSession>;
+/** Opens a session; an abort ends the opening. `access` is what it may reach, where that is not what the prompt was started with. */
+export type OpenSession = (language: Language, signal: AbortSignal, access: NetworkAccess | undefined) => Promise<CliSession>;
 
 /** What a `ReplVm` is made of. */
 export interface ReplVmOptions {
@@ -26,6 +27,8 @@ interface Place {
   readonly opening: Promise<CliSession>;
   readonly leaving: AbortController;
   isReady: boolean;
+  /** What it may reach; undefined: what the prompt was started with. */
+  access: NetworkAccess | undefined;
   timer: ReturnType<typeof setInterval> | undefined;
 }
 
@@ -44,7 +47,7 @@ export class ReplVm implements AsyncDisposable {
   /** Starts at once. */
   constructor(language: Language, options: ReplVmOptions) {
     this.#options = options;
-    this.#place = this.#start(language);
+    this.#place = this.#start(language, undefined);
   }
 
   /** What its session runs, or will run. */
@@ -69,14 +72,20 @@ export class ReplVm implements AsyncDisposable {
 
   /** Ends the session and starts another, without waiting for either. */
   replace(language: Language): void {
+    const { access } = this.#place;
     this.#end(this.#place);
-    this.#place = this.#start(language);
+    this.#place = this.#start(language, access);
+  }
+
+  /** What the session may reach was changed: so may one that takes its place. */
+  setAccess(access: NetworkAccess): void {
+    this.#place.access = access;
   }
 
   /** Goes on with a copy, which it owns from now on, until `leave`. */
   enter(copy: CliSession): void {
     this.#originals.push(this.#place);
-    this.#place = this.#placeOf(copy.language, () => Promise.resolve(copy));
+    this.#place = this.#placeOf(copy.language, this.#place.access, () => Promise.resolve(copy));
   }
 
   /** Closes a copy and goes back to its original; false when the session is none. */
@@ -106,14 +115,14 @@ export class ReplVm implements AsyncDisposable {
     await this.#options.close();
   }
 
-  #start(language: Language): Place {
-    return this.#placeOf(language, (signal) => this.#options.open(language, signal));
+  #start(language: Language, access: NetworkAccess | undefined): Place {
+    return this.#placeOf(language, access, (signal) => this.#options.open(language, signal, access));
   }
 
-  #placeOf(language: Language, open: (signal: AbortSignal) => Promise<CliSession>): Place {
+  #placeOf(language: Language, access: NetworkAccess | undefined, open: (signal: AbortSignal) => Promise<CliSession>): Place {
     const leaving = new AbortController(), { signal } = leaving;
     const opening = Promise.try(() => open(signal));
-    const place: Place = { language, opening, leaving, isReady: false, timer: undefined };
+    const place: Place = { language, opening, leaving, isReady: false, access, timer: undefined };
     opening.then((session) => {
       if (signal.aborted) return;
       place.isReady = true;

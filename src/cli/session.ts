@@ -3,6 +3,7 @@ import path from "node:path";
 import { TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { cacheDirectory } from "../host/platform.ts";
 import type { ExposedPort } from "../base/result.ts";
+import type { NetworkAccess } from "../run/network_request.ts";
 import type { Language } from "../run/request.ts";
 import type { Command, Input } from "./command.ts";
 import type { CliContext, CliScheduler, OpenOptions, ProgressEvent } from "./context.ts";
@@ -128,13 +129,13 @@ function startVm(context: CliContext, options: SessionOptions, { onProgress, onT
   return new ReplVm(options.language, {
     isKeptAlive: !context.env[IDLE_VARIABLE],
     namedCheckpoints: async () => await (await (scheduler ??= context.openScheduler(opening))).checkpoints(),
-    open: async (language, leaving) => {
+    open: async (language, leaving, access) => {
       scheduler ??= context.openScheduler(opening);
       const signal = AbortSignal.any([leaving, context.signal]);
       const session = await (await scheduler).session({
         language,
         ...options.request,
-        ...options.network.fields,
+        ...networkFields(options.network.fields, access),
         ...options.watch.hooks,
         ...(options.network.fields.exposePorts ? { onExposedPorts: tellPorts } : {}),
         signal,
@@ -154,6 +155,11 @@ function startVm(context: CliContext, options: SessionOptions, { onProgress, onT
       await opened?.[Symbol.asyncDispose]();
     },
   });
+}
+
+/** Of a prompt's later VMs: ports as they were asked for, access as it was changed since. */
+function networkFields({ exposePorts, ...asked }: NetworkOptions["fields"], access: NetworkAccess | undefined): NetworkOptions["fields"] {
+  return { ...(access ?? asked), ...(exposePorts ? { exposePorts } : {}) };
 }
 
 function directoryOf(context: CliContext, name: string): string {

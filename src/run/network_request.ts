@@ -113,6 +113,11 @@ export function checkAccess(action: string, access: NetworkAccess): NetworkPolic
   return policyOf(checkFields(action, access, ACCESS_FIELDS, "the access"), action);
 }
 
+/** The access that a policy gives, in the words of a request. */
+export function accessOf(policy: NetworkPolicy): NetworkAccess {
+  return policy.kind === "allowlist" ? { allowedDomains: policy.rules.map(({ text }) => text) } : { allowNetwork: policy.kind === "full" };
+}
+
 /** The network of a copy: what `given` says, and where it says nothing as in the session it is a copy of. Fixed host ports are that session's own. */
 export function inherited(given: NetworkFields, checked: CheckedNetwork, base: CheckedNetwork): CheckedNetwork {
   const hasAccess = given.allowNetwork !== undefined || given.allowedDomains !== undefined;

@@ -21,8 +21,9 @@ import {
   type WinnerOf,
 } from "./forks.ts";
 import type { Machine } from "./machine.ts";
+import type { NetworkPolicy } from "../net/policy.ts";
 import { type MachineNetwork, networkOf } from "./network.ts";
-import { checkAccess, checkPort, type NetworkAccess, type PortRequest } from "./network_request.ts";
+import { accessOf, checkAccess, checkPort, type NetworkAccess, type PortRequest } from "./network_request.ts";
 import type { Language } from "./request.ts";
 import type { ExecutionResult, ExposedPort } from "../base/result.ts";
 import { SessionCore } from "./session_core.ts";
@@ -115,6 +116,11 @@ export class Session implements AsyncDisposable, FileAccess {
   /** Guest ports reachable on the host. */
   get exposedPorts(): readonly ExposedPort[] {
     return this.#core.network?.exposedPorts ?? [];
+  }
+
+  /** What code may reach now, as `updateNetwork` takes it. */
+  get networkAccess(): NetworkAccess {
+    return accessOf(this.#policy);
   }
 
   /** True once no call can succeed any more. */
@@ -339,8 +345,12 @@ export class Session implements AsyncDisposable, FileAccess {
   }
 
   get #original(): Original {
-    const { request } = this.#parts, policy = this.#core.network?.policy ?? request.network.policy;
-    return { core: this.#core, request: { ...request, network: { ...request.network, policy } } };
+    const { request } = this.#parts;
+    return { core: this.#core, request: { ...request, network: { ...request.network, policy: this.#policy } } };
+  }
+
+  get #policy(): NetworkPolicy {
+    return this.#core.network?.policy ?? this.#parts.request.network.policy;
   }
 
   async #execute(checked: CheckedExec, call: { readonly calledAt: number; readonly events?: EventSink }): Promise<ExecutionResult> {

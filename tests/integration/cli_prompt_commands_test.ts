@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import fs from "node:fs/promises";
 import path from "node:path";
 import test, { type TestContext } from "node:test";
+import { service } from "../support/net_peer.ts";
 import { noLeftovers, temporaryDirectory } from "../support/leftovers.ts";
 import { reasonToSkip } from "../support/scheduler.ts";
 import { ANSWER_MS, envOf, prompt, skipTerminal } from "./cli_prompt.ts";
@@ -16,6 +17,19 @@ const testPiped = (name: string, body: (t: TestContext) => Promise<void>) =>
   test(name, { skip: reasonToSkip() ?? false, timeout: TIMEOUT_MS }, body);
 const piped = (directory: string, lines: readonly string[], args: readonly string[] = []): Promise<Ended> =>
   sbx(["session", ...args], { stdin: lines.map((line) => `${line}\n`).join(""), env: envOf(directory) });
+/** A proxy that knows every host itself, and answers for it. */
+async function proxyService(t: TestContext): Promise<{ readonly port: number; readonly requests: string[] }> {
+  const requests: string[] = [];
+  const port = await service(t, (socket) => {
+    socket.once("data", (head) => {
+      requests.push(String(head).split("\r\n")[0] ?? "");
+      socket.write("HTTP/1.1 200 OK\r\n\r\n");
+      socket.once("data", () => socket.end("HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\nfrom within\n"));
+    });
+  });
+  return { port, requests };
+}
+
 /** A file of that many bytes, of which none takes room. */
 async function sparse(file: string, byteCount: number): Promise<void> {
   await fs.writeFile(file, "");
@@ -80,6 +94,7 @@ testTerminal(":help, :processes and :quit do what the help says of them", async 
       "fork",
       "checkpoints",
       "forget",
+      "network",
       "timeout",
       "help",
       "quit",
@@ -168,6 +183,30 @@ testTerminal(
     await repl.leave();
   },
 );
+
+testTerminal(":network at a prompt: names come within reach and out of it while the VM lives", async (t) => {
+  const { port, requests } = await proxyService(t);
+  // Deno would look for a newer one of itself.
+  const directory = temporaryDirectory(t),
+    env = ["-u https_proxy", "-u NO_PROXY", "-u no_proxy", "DENO_NO_UPDATE_CHECK=1", `HTTPS_PROXY=http://127.0.0.1:${port}`];
+  await using repl = await prompt({ directory, args: ["-q", "-l", "sh", "--no-serve"], env, size: { columns: 140, rows: 40 } });
+  const get = "curl -s -m 60 http://inside.example.com/; echo is $?";
+  await repl.line(":network", /\nnetwork: off\nsh>$/);
+  await repl.line(get, /\nis 6\nsh>$/);
+  await repl.line(":network allow other.example.com", /\nnetwork: other\.example\.com and nothing else\nsh>$/);
+  await repl.terminal.type(":network al");
+  await repl.press("Tab", /sh> :network allow$/);
+  await repl.line("inside.example.com", /\nnetwork: other\.example\.com, inside\.example\.com and nothing else\nsh>$/);
+  await repl.line(get, /\nfrom within\nis 0\nsh>$/);
+  await repl.line(":network allow http://", /sbx: Cannot change the network: an allowed domain must be a name[^]*\nsh>$/);
+  await repl.line(":network off", /\nnetwork: off\nsh>$/);
+  await repl.terminal.press("C-l");
+  await repl.line(get, /^sh> curl[^\n]*\nis 6\nsh>$/);
+  await repl.line(":reset", /\nnew VM[^\n]*\nsh>$/);
+  await repl.line(":network", /\nnetwork: off\nsh>$/);
+  assert.deepEqual(requests, ["CONNECT inside.example.com:80 HTTP/1.1"]);
+  await repl.leave();
+});
 
 testPiped("a checkpoint with a name is there for the next prompt, of the same language, until it is forgotten", async (t) => {
   const directory = temporaryDirectory(t);

@@ -1,11 +1,13 @@
 /** A session without a VM: what code does is up to the test; files are a map; processes are streams. */
 import fs from "node:fs/promises";
 import { SandboxFileError, SessionClosedError, SnapshotError } from "../../../src/base/errors.ts";
+import type { ExposedPort } from "../../../src/base/result.ts";
 import type { CliCheckpoint, CliProcess, CliSession } from "../../../src/cli/context.ts";
 import type { CodeState, Completion } from "../../../src/run/assist.ts";
 import type { CheckpointOptions } from "../../../src/run/checkpoint.ts";
 import type { ExecutionEvent } from "../../../src/run/execution_stream.ts";
 import type { FileSource } from "../../../src/run/file_source.ts";
+import { accessOf, checkAccess, type NetworkAccess } from "../../../src/run/network_request.ts";
 import type { Language } from "../../../src/run/request.ts";
 import type { FileInfo, ReadFileOptions, WriteFileOptions } from "../../../src/run/session_files.ts";
 import type { ProcessInfo, SpawnOptions } from "../../../src/run/session_process.ts";
@@ -28,6 +30,9 @@ export interface FakeSessionOptions {
   readonly complete?: (code: string) => Completion;
   readonly files?: Readonly<Record<string, string>>;
   readonly processes?: readonly ProcessInfo[];
+  /** What code may reach at first. */
+  readonly access?: NetworkAccess;
+  readonly exposedPorts?: readonly ExposedPort[];
   /** Those with a name. */
   readonly checkpoints?: CliCheckpoint[];
 }
@@ -45,6 +50,8 @@ export class FakeSession implements CliSession {
   readonly executed: Array<{ readonly code: string; readonly options: ExecOptions }> = [];
   readonly files: Map<string, string>;
   readonly copies: FakeSession[] = [];
+  networkAccess: NetworkAccess;
+  readonly exposedPorts: readonly ExposedPort[];
   interrupts = 0;
   pings = 0;
   shell: FakeShell | undefined;
@@ -54,6 +61,8 @@ export class FakeSession implements CliSession {
   constructor(options: FakeSessionOptions = {}) {
     this.#options = options;
     this.language = options.language ?? "python";
+    this.networkAccess = options.access ?? { allowNetwork: false };
+    this.exposedPorts = options.exposedPorts ?? [];
     this.files = new Map(Object.entries(options.files ?? {}));
   }
 
@@ -149,6 +158,11 @@ export class FakeSession implements CliSession {
     return this.shell;
   }
 
+  async updateNetwork(access: NetworkAccess): Promise<void> {
+    if (this.closed) throw new SessionClosedError("Cannot use the session: its VM was lost");
+    this.networkAccess = accessOf(checkAccess("change the network", access));
+  }
+
   async checkpoint({ name }: CheckpointOptions = {}): Promise<FakeCheckpoint> {
     const kept = this.#options.checkpoints ?? [];
     const onRemove = () => void (kept.includes(checkpoint) && kept.splice(kept.indexOf(checkpoint), 1));
@@ -166,7 +180,10 @@ export class FakeSession implements CliSession {
 
   async fork(count = 2): Promise<FakeSession[]> {
     const files = Object.fromEntries(this.files);
-    const made = Array.from({ length: count }, () => new FakeSession({ ...this.#options, language: this.language, files }));
+    const made = Array.from(
+      { length: count },
+      () => new FakeSession({ ...this.#options, language: this.language, files, access: this.networkAccess }),
+    );
     this.copies.push(...made);
     return made;
   }
