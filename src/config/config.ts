@@ -28,6 +28,7 @@ const schema = z.strictObject({
   sessionIdleTimeoutSeconds: integer(10, 3600).default(300),
   imagesDir: text.optional(),
   snapshotCacheDir: text.optional(),
+  layerCacheMaxMb: integer(1, Number.MAX_SAFE_INTEGER).default(10_240),
   s3Bucket: text.optional(),
   s3Region: text.default("us-east-1"),
   s3Prefix: anyText.default("snapshots/"),
@@ -57,6 +58,8 @@ export interface SchedulerConfig {
   readonly imagesDir?: string | undefined;
   /** Where templates are kept. Default: below the cache directory. */
   readonly snapshotCacheDir?: string | undefined;
+  /** Disk that installed packages may take, in MB (2^20 bytes); those not used for longest go first. Default 10,240. */
+  readonly layerCacheMaxMb?: number | undefined;
   /** Bucket of the remote snapshot cache. Default: none. Credentials come by the AWS default chain. */
   readonly s3Bucket?: string | undefined;
   /** Region of the bucket. Default `us-east-1`. */
