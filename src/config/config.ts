@@ -2,6 +2,7 @@
 import path from "node:path";
 import process from "node:process";
 import { z } from "zod";
+import { ONCE } from "../base/schema.ts";
 import { shown, VmConfigError } from "../base/errors.ts";
 import { MEMORY_MIN_MIB, TIMEOUT_MAX_SECONDS, TIMEOUT_MIN_SECONDS } from "../base/limits.ts";
 import { LOG_LEVELS, type LogLevel } from "../base/log.ts";
@@ -117,7 +118,7 @@ export function resolveConfig(
     merged[field] = fromText(type.unwrap().def.type, name, value);
     fromEnv.set(field, name);
   }
-  const parsed = schema.safeParse(merged);
+  const parsed = schema.safeParse(merged, ONCE);
   if (!parsed.success) throw configError(parsed.error.issues[0], merged, fromEnv);
   const cacheDir = cacheDirectory(env);
   return {

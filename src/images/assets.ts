@@ -2,6 +2,7 @@
 import fs from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
+import { ONCE } from "../base/schema.ts";
 import { AssetError, messageOf } from "../base/errors.ts";
 import type { Arch } from "../host/platform.ts";
 
@@ -151,7 +152,7 @@ export function parseManifest(text: string, origin: string): Manifest {
   } catch (error) {
     throw assetError(`Cannot read ${origin}: it must be JSON, got ${text.length} characters that are not (${messageOf(error)})`, error);
   }
-  const parsed = schema.safeParse(value);
+  const parsed = schema.safeParse(value, ONCE);
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw assetError(`Cannot read ${origin}: ${issue?.path.join(".") || "the whole"} is not as schema 1 wants it (${issue?.message})`);

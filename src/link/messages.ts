@@ -1,5 +1,6 @@
 /** Messages: every line that client and server say to each other, checked before it is believed. */
 import { z } from "zod";
+import { ONCE } from "../base/schema.ts";
 import { shown } from "../base/errors.ts";
 import { LineError } from "./lines.ts";
 
@@ -165,7 +166,7 @@ export type ServerStatus = z.output<typeof statusSchema>;
 
 /** `value` as `schema` has it. Throws `LineError`; `what` names the message. */
 export function readMessage<T>(schema: z.ZodType<T>, value: unknown, what: string): T {
-  const parsed = schema.safeParse(value);
+  const parsed = schema.safeParse(value, ONCE);
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw new LineError(`${what} is not as it should be: ${issue?.path.join(".") ?? ""} ${issue?.message ?? ""}, got ${shown(value)}`);

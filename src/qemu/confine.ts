@@ -1,6 +1,7 @@
 /** Confinement: a command → the same command behind `sbx-jail`. Pure; what the host allows comes from the jail's own probe. */
 import process from "node:process";
 import { z } from "zod";
+import { ONCE } from "../base/schema.ts";
 import { SandboxDependencyError } from "../base/errors.ts";
 import { TRANSLATION_BUFFER_MIB } from "./machine.ts";
 
@@ -96,7 +97,7 @@ const probeSchema = z.object({
 
 /** Reads what `sbx-jail --probe` printed. Throws `SandboxDependencyError` when that is no such answer. */
 export function parseProbe(output: string, jail: string): ConfinementLayers {
-  const answer = probeSchema.safeParse(parseJson(output));
+  const answer = probeSchema.safeParse(parseJson(output), ONCE);
   if (!answer.success) {
     const shown = output.trim().slice(0, 200);
     throw new SandboxDependencyError(

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import fs from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
+import { ONCE } from "../base/schema.ts";
 import { messageOf } from "../base/errors.ts";
 import { CANARY_TIMEOUT_MS } from "../base/limits.ts";
 import { writeFileAtomic } from "../host/files.ts";
@@ -100,7 +101,7 @@ function verdictKey(host: CanaryHost, ladder: Candidates): string {
 
 async function readVerdict(file: string): Promise<Verdict | undefined> {
   try {
-    return verdictSchema.parse(JSON.parse(await fs.readFile(file, "utf8")));
+    return verdictSchema.parse(JSON.parse(await fs.readFile(file, "utf8")), ONCE);
   } catch {
     return undefined; // Not tried yet, or damaged: tried again.
   }

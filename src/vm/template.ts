@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import fs from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
+import { ONCE } from "../base/schema.ts";
 import { PROTOCOL_VERSION } from "../base/limits.ts";
 import { FileLock, LOCK_PREFIX, StagedDirectory, sweepLocks, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
 import { commandLineFor, type Hypervisor, type TemplateFiles } from "./hypervisor.ts";
@@ -185,7 +186,7 @@ async function sizeOf(file: string): Promise<number> {
 }
 
 async function readMeta(directory: string): Promise<z.infer<typeof metaSchema>> {
-  return metaSchema.parse(JSON.parse(await fs.readFile(path.join(directory, META), "utf8")));
+  return metaSchema.parse(JSON.parse(await fs.readFile(path.join(directory, META), "utf8")), ONCE);
 }
 
 async function createFile(file: string, sizeBytes: number): Promise<void> {
