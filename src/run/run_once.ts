@@ -34,9 +34,10 @@ async function runOn(
   context: RunContext,
 ): Promise<{ result: ExecutionResult; execution: Execution }> {
   const { execution, bootMs: answeredMs } = await executeOn(machine, request, context);
-  const finishedAt = performance.now(), usage = machine.usage(), { start, startedAt } = machine;
+  const usage = machine.usage(), { start, startedAt } = machine;
   await network.answered(); // Settled long ago: the guest sets it up before it runs code.
   await network.drained();
+  const finishedAt = performance.now();
   await withFiles(machine, request.collect, request.signal);
   // The guest answers HELLO when it gets round to it, the code running already: what the guest measured belongs to the execution.
   const bootMs = start === "warm" ? 0 : Math.min(answeredMs, finishedAt - startedAt - execution.reply.executionUs / 1000);
@@ -44,7 +45,7 @@ async function runOn(
     setupMs: wholeMs(startedAt - context.calledAt),
     bootMs: bootMs === 0 ? 0 : wholeMs(bootMs),
     executeMs: wholeMs(finishedAt - startedAt - bootMs),
-    totalMs: wholeMs(performance.now() - context.calledAt),
+    totalMs: wholeMs((request.collect ? performance.now() : finishedAt) - context.calledAt),
   };
   return { execution, result: measured(execution, { usage, timing, start, exposedPorts: network.exposedPorts }) };
 }
