@@ -73,6 +73,22 @@ fn connected(rig: &mut Rig) -> TcpStream {
 }
 
 #[test]
+fn what_a_server_sends_is_acknowledged_at_once_however_often_the_two_take_turns() {
+    let mut rig = Rig::new();
+    let mut peer = connected(&mut rig);
+    let mut question = [0; 1];
+    // After a few turns the kernel takes the connection for one of questions and answers, and would let each acknowledgement wait for 40 ms.
+    for _ in 0..8 {
+        rig.frame(1, Kind::Data, b"?").expect("sent");
+        peer.read_exact(&mut question).expect("a question");
+        peer.write_all(b"answer").expect("an answer");
+        assert_eq!(rig.next(), (Kind::Data, b"answer".to_vec()));
+        let socket = &rig.exposures.flows[&1].socket;
+        assert_eq!(net::sockopt::tcp_quickack(socket), Ok(true));
+    }
+}
+
+#[test]
 fn bytes_and_ends_go_both_ways() {
     let mut rig = Rig::new();
     let mut peer = connected(&mut rig);
