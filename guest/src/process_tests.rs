@@ -387,6 +387,8 @@ fn clones() {
     let stream = host.attach(id);
     host.send(stream, Kind::Data, b"still here\n");
     assert_eq!(host.seen(stream).out(), "still here\n");
+    let id = list[1]["id"].as_u64();
+    assert_eq!(host.asked(json!({ "method": "process_signal", "id": id, "signal": 9 })), json!({ "delivered": true }));
 }
 
 /// A copy is made of a machine whose processes run: what they write meanwhile comes after the next HELLO, and once.
@@ -445,7 +447,7 @@ fn bodies_that_break_off() {
     let stream = host.open(&open);
     host.send(stream, Kind::Data, b"true\0and more");
     assert_eq!(host.seen(stream).code(), "bad_request");
-    let stream = host.spawn(&["sleep", "1000"], json!({}));
+    let stream = host.spawn(&["sleep", "5"], json!({})); // Nobody ends it: the agent is over.
     host.started(stream);
     host.send(stream, Kind::Data, b"unasked");
     assert!(host.end().contains("not asked for"));
