@@ -11,15 +11,15 @@ _sbx() {
     fi
     command=run words= options= values= files=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="run session prefetch images doctor serve completions"
+        words="run session prefetch images cache doctor serve completions"
     else
         case "${COMP_WORDS[1]}" in
-        run|session|prefetch|images|doctor|serve|completions) command=${COMP_WORDS[1]} ;;
+        run|session|prefetch|images|cache|doctor|serve|completions) command=${COMP_WORDS[1]} ;;
         esac
     fi
     if [ "$COMP_CWORD" -gt 2 ]; then
         case "$command ${COMP_WORDS[2]}" in
-        "images build"|"images list"|"images verify"|"images remove") command="$command ${COMP_WORDS[2]}" ;;
+        "images build"|"images list"|"images verify"|"images remove"|"cache ls"|"cache prune"|"cache clear") command="$command ${COMP_WORDS[2]}" ;;
         esac
     fi
     case "$command" in
@@ -63,6 +63,10 @@ _sbx() {
         options="-h --help -V --version"
         words="$words build list verify remove"
         ;;
+    "cache")
+        options="-h --help -V --version"
+        words="$words ls prune clear"
+        ;;
     "doctor")
         options="--json -h --help -V --version"
         ;;
@@ -92,6 +96,19 @@ _sbx() {
         ;;
     "images remove")
         options="-h --help -V --version"
+        ;;
+    "cache ls")
+        options="--packages --json -h --help -V --version"
+        ;;
+    "cache prune")
+        options="--unused-for -n --dry-run --json -h --help -V --version"
+        case "$prev" in
+        --unused-for) values=- ;;
+        esac
+        ;;
+    "cache clear")
+        options="-n --dry-run --json -h --help -V --version"
+        words="$words templates layers checkpoints images"
         ;;
     esac
     COMPREPLY=()

@@ -5,9 +5,9 @@ function __sbx_command
     set -l words (commandline -opc)
     set -e words[1]
     switch "$words[1]"
-        case run session prefetch images doctor serve completions
+        case run session prefetch images cache doctor serve completions
             switch "$words[1] $words[2]"
-                case 'images build' 'images list' 'images verify' 'images remove'
+                case 'images build' 'images list' 'images verify' 'images remove' 'cache ls' 'cache prune' 'cache clear'
                     echo "$words[1] $words[2]"
                 case '*'
                     echo $words[1]
@@ -90,6 +90,24 @@ complete -c sbx -n '__sbx_is images verify' -s V -l version -d 'show the version
 complete -c sbx -n '__sbx_is images' -a remove -d 'remove the images'
 complete -c sbx -n '__sbx_is images remove' -s h -l help -d 'show this help'
 complete -c sbx -n '__sbx_is images remove' -s V -l version -d 'show the version'
+complete -c sbx -n __sbx_is_first -a cache -d 'list or remove what is kept: start templates, installed packages, checkpoints and images'
+complete -c sbx -n '__sbx_is cache' -a ls -d 'list start templates, package layers, named checkpoints and images with their sizes'
+complete -c sbx -n '__sbx_is cache ls' -l packages -d 'show every package that a layer has, with its version'
+complete -c sbx -n '__sbx_is cache ls' -l json -d 'print a machine-readable list'
+complete -c sbx -n '__sbx_is cache ls' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is cache ls' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is cache' -a prune -d 'remove what dead processes left, what is damaged, and templates and layers that were not used lately'
+complete -c sbx -n '__sbx_is cache prune' -l unused-for -x -d 'what counts as lately; default: 30'
+complete -c sbx -n '__sbx_is cache prune' -s n -l dry-run -d 'say what would be removed, and remove nothing'
+complete -c sbx -n '__sbx_is cache prune' -l json -d 'print a machine-readable list'
+complete -c sbx -n '__sbx_is cache prune' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is cache prune' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is cache' -a clear -d 'remove all of a kind: templates and layers, which are made anew when they are wanted, unless KIND says otherwise'
+complete -c sbx -n '__sbx_is cache clear' -s n -l dry-run -d 'say what would be removed, and remove nothing'
+complete -c sbx -n '__sbx_is cache clear' -l json -d 'print a machine-readable list'
+complete -c sbx -n '__sbx_is cache clear' -s h -l help -d 'show this help'
+complete -c sbx -n '__sbx_is cache clear' -s V -l version -d 'show the version'
+complete -c sbx -n '__sbx_is cache clear' -a 'templates layers checkpoints images'
 complete -c sbx -n __sbx_is_first -a doctor -d 'check accelerator, QEMU, images, confinement, cgroups and network; say what mends what is missing'
 complete -c sbx -n '__sbx_is doctor' -l json -d 'print machine-readable findings'
 complete -c sbx -n '__sbx_is doctor' -s h -l help -d 'show this help'

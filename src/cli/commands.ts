@@ -7,6 +7,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   session: async () => (await import("./session.ts")).session,
   prefetch: async () => (await import("./prefetch.ts")).prefetch,
   images: async () => (await import("./images.ts")).images,
+  cache: async () => (await import("./cache.ts")).cache,
   doctor: async () => (await import("./doctor.ts")).doctor,
   serve: async () => (await import("./serve.ts")).serve,
   completions: async () => (await import("./completions.ts")).completions,

@@ -3,6 +3,7 @@ import type { Arch } from "../host/platform.ts";
 import type { Assets } from "../images/assets.ts";
 import type { BuildOptions, BuildResult } from "../images/build.ts";
 import type { VerifiedFile } from "../images/verify.ts";
+import type { CacheEntry } from "../run/inventory.ts";
 import type { ExecutionEvent } from "../run/execution_stream.ts";
 import type { Scheduler } from "../run/scheduler.ts";
 import type { CheckpointOptions } from "../run/checkpoint.ts";
@@ -122,6 +123,16 @@ export interface CliImages {
   remove(): Promise<number>;
 }
 
+/** What commands need of all that is kept on this host. */
+export interface CliCache {
+  /** All of it, and where it lies; with the packages that layers have where `withInstalled` asks for them. */
+  list(options: { readonly withInstalled?: boolean }): Promise<{ readonly directory: string; readonly entries: readonly CacheEntry[] }>;
+  /** Removes one entry, at once for whoever looks for it. Machines that run from it keep their files. */
+  remove(entry: CacheEntry): Promise<void>;
+  /** Removes what dead processes left. */
+  sweep(): Promise<void>;
+}
+
 /** What the command line does with the server of this host. */
 export interface CliServer {
   /** Starts one in this process. The caller owns it. */
@@ -149,6 +160,8 @@ export interface CliContext {
   openTerminal(): Promise<CliTerminal>;
   /** The images of `arch`, default this host's own. */
   openImages(arch?: Arch): Promise<CliImages>;
+  /** What is kept on this host. */
+  openCache(): Promise<CliCache>;
   /** The server of this host, whether it runs or not. */
   openServer(): Promise<CliServer>;
   /** The checks of `sbx doctor`; the caller disposes them. */

@@ -30,6 +30,7 @@ export function hostContext(options: { readonly signal: AbortSignal; readonly on
     openScheduler,
     openTerminal: async () => new (await import("./repl_terminal.ts")).ProcessTerminal(stderr),
     openImages: async (arch) => (await import("./host_images.ts")).openHostImages(env, arch),
+    openCache: async () => (await import("./host_cache.ts")).openHostCache(env),
     openServer: async () => {
       const { startServer, findServer, stopServer, installServer, uninstallServer } = await import("../serve/host_server.ts");
       return {

@@ -6,6 +6,7 @@ import { EXIT, printable } from "./failure.ts";
 import { Progress } from "./progress.ts";
 import { writeJson } from "./result_json.ts";
 import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
+import { megabytes, table } from "./table.ts";
 
 const HASH_SHOWN_DIGITS = 12;
 
@@ -127,15 +128,4 @@ async function removeImages(context: CliContext): Promise<number> {
     bytes === 0 ? `There were no images in ${installed.directory}.\n` : `Removed ${installed.directory}: ${megabytes(bytes)}.\n`,
   );
   return EXIT.ok;
-}
-
-function megabytes(bytes: number): string {
-  return `${(bytes / 1e6).toFixed(1)} MB`;
-}
-
-/** Rows with their columns aligned, sizes to the right. */
-function table(rows: ReadonlyArray<readonly string[]>): string {
-  const widths = rows.reduce<number[]>((most, row) => row.map((cell, at) => Math.max(most[at] ?? 0, cell.length)), []);
-  const align = (cell: string, width: number) => / MB$/.test(cell) ? cell.padStart(width) : cell.padEnd(width);
-  return rows.map((row) => `${row.map((cell, at) => align(cell, widths[at] ?? 0)).join("  ").trimEnd()}\n`).join("");
 }

@@ -81,12 +81,13 @@ export class StagedDirectory implements AsyncDisposable {
 /** Removes what dead processes left of `StagedDirectory` and `writeFileAtomic` in `parent`. */
 export async function sweepTemporaries(parent: string): Promise<void> {
   const names = await fs.readdir(parent).catch(() => []); // No such directory: nothing to sweep.
-  for (const name of names) {
-    const owner = /^\.tmp-(\d+)-(\d+)-/.exec(name);
-    if (owner && !isSameProcess({ pid: Number(owner[1]), startTicks: Number(owner[2]) })) {
-      await fs.rm(path.join(parent, name), { recursive: true, force: true });
-    }
-  }
+  for (const name of names.filter(isLeftBehind)) await fs.rm(path.join(parent, name), { recursive: true, force: true });
+}
+
+/** True for the name of something in the making whose maker is dead. */
+export function isLeftBehind(name: string): boolean {
+  const owner = /^\.tmp-(\d+)-(\d+)-/.exec(name);
+  return owner !== null && !isSameProcess({ pid: Number(owner[1]), startTicks: Number(owner[2]) });
 }
 
 /** Removes the lock files in `parent` whose holders are dead, so that they do not stay where nobody ever wants that lock again. */
@@ -229,6 +230,18 @@ async function breakIfDead(file: string): Promise<void> {
   const digest = createHash("sha256").update(found.text).digest("hex").slice(0, 16);
   await using right = await FileLock.tryAcquire(`${file}.${digest}`);
   if (right && (await readLock(file))?.text === found.text) await fs.rm(file, { force: true });
+}
+
+/** Removes a directory so that nobody finds a part of it: it first loses its name. */
+export async function removeDirectoryAtOnce(directory: string): Promise<void> {
+  const gone = path.join(path.dirname(directory), temporaryName());
+  try {
+    await fs.rename(directory, gone);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return; // Somebody else was first.
+    throw error;
+  }
+  await fs.rm(gone, { recursive: true, force: true });
 }
 
 /** A name for something in the making: it names its owner, so that others can tell what a dead process left. */

@@ -3,7 +3,7 @@ import fs from "node:fs/promises";
 import path from "node:path";
 import { messageOf, SandboxError, SnapshotError } from "../base/errors.ts";
 import type { Logger } from "../base/log.ts";
-import { exists, FileLock, LOCK_PREFIX, StagedDirectory, sweepLocks, sweepTemporaries, temporaryName } from "../host/files.ts";
+import { exists, FileLock, LOCK_PREFIX, removeDirectoryAtOnce, StagedDirectory, sweepLocks, sweepTemporaries } from "../host/files.ts";
 import {
   completeLayer,
   DamagedLayerError,
@@ -57,7 +57,7 @@ export interface RemoteLayers extends AsyncDisposable {
   fetch(key: string, directory: string, signal?: AbortSignal): Promise<boolean>;
   /** Hears that what `fetch` brought was not what it should be. */
   reject(key: string, reason: string): void;
-  /** Takes a layer that was made here; returns at once and works in the background. */
+  /** Takes a layer of this host, in case the remote store has it not; returns at once and works in the background. */
   offer(layer: Layer): void;
 }
 
@@ -101,13 +101,13 @@ export class LayerStore implements AsyncDisposable {
     const key = layerKey(inputs), { signal, onWait } = options;
     try {
       const found = await this.#examine(key, "stamp", () => {});
-      if (found) return { layer: found, origin: "disk" };
+      if (found) return this.#onDisk(found);
       await using _lock = await FileLock.acquire(path.join(this.#root, `${LOCK_PREFIX}${key.slice(0, 32)}`), {
         ...(signal ? { signal } : {}),
         ...(onWait ? { onWait } : {}),
       });
       const meanwhile = await this.#examine(key, "stamp", (reason) => this.#discard(key, reason));
-      if (meanwhile) return { layer: meanwhile, origin: "disk" };
+      if (meanwhile) return this.#onDisk(meanwhile);
       await sweepTemporaries(this.#root);
       const fetched = await this.#fetch(key, options);
       const layer = fetched ?? await this.#make(key, inputs, options);
@@ -136,6 +136,12 @@ export class LayerStore implements AsyncDisposable {
   async sweep(): Promise<void> {
     await sweepTemporaries(this.#root);
     await sweepLocks(this.#root);
+  }
+
+  /** What an earlier process could not upload is offered again. */
+  #onDisk(layer: Layer): ObtainedLayer {
+    this.#remote?.offer(layer);
+    return { layer, origin: "disk" };
   }
 
   #at(key: string): string {
@@ -193,7 +199,7 @@ export class LayerStore implements AsyncDisposable {
 
   async #discard(key: string, reason: string): Promise<void> {
     this.#log.warning("a package layer was not what it should be and is removed", { layer: key.slice(0, 12), reason });
-    await removeAtOnce(this.#at(key));
+    await removeDirectoryAtOnce(this.#at(key));
   }
 
   /** Removes the layers that were not used for longest until the rest is within the bound. Machines that run keep their files. */
@@ -204,21 +210,9 @@ export class LayerStore implements AsyncDisposable {
     for (const { directory, byteCount, usedAtMs } of found.sort((a, b) => b.usedAtMs - a.usedAtMs)) {
       keptBytes += byteCount;
       // The one that was just made stays, whatever its size.
-      if (usedAtMs < Infinity && keptBytes > this.#maxBytes) await removeAtOnce(directory);
+      if (usedAtMs < Infinity && keptBytes > this.#maxBytes) await removeDirectoryAtOnce(directory);
     }
   }
-}
-
-/** Removes a directory so that nobody finds a part of it: it first loses its name. */
-export async function removeAtOnce(directory: string): Promise<void> {
-  const gone = path.join(path.dirname(directory), temporaryName());
-  try {
-    await fs.rename(directory, gone);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return; // Somebody else was first.
-    throw error;
-  }
-  await fs.rm(gone, { recursive: true, force: true });
 }
 
 /** Marks what `make` threw, which is not ours to explain. */

@@ -1,6 +1,7 @@
 /** A context without a process: what commands write is collected, what they run is up to the test. */
 import { Buffer } from "node:buffer";
 import type {
+  CliCache,
   CliCheckpoint,
   CliContext,
   CliImages,
@@ -85,6 +86,7 @@ export interface World {
   readonly session?: (request: SessionRequest, options: OpenOptions) => Promise<CliSession>;
   readonly terminal?: CliTerminal;
   readonly env?: Readonly<Record<string, string>>;
+  readonly cache?: CliCache;
   readonly server?: CliServer;
   readonly checks?: readonly Check[];
   readonly images?: (arch: string | undefined) => CliImages;
@@ -133,6 +135,7 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
       opened += 1;
       return await world.open?.(options) ?? schedulerFor(options);
     },
+    openCache: () => world.cache ? Promise.resolve(world.cache) : Promise.reject(new Error("this test has no cache")),
     openServer: () => world.server ? Promise.resolve(world.server) : Promise.reject(new Error("this test has no server")),
     doctorChecks: () => Promise.resolve({ checks: world.checks ?? [], [Symbol.asyncDispose]: () => Promise.resolve() }),
     openTerminal: () => world.terminal ? Promise.resolve(world.terminal) : Promise.reject(new Error("this test has no terminal")),
