@@ -117,14 +117,19 @@ export class ClientLink implements Disposable {
     const result = await this.#call(body, { id: lease, signal, onLate, ...events });
     try {
       const leased = readMessage(leasedSchema, result, "the server's VM");
-      const socket = connect(this.#place);
-      writeLine(socket, { open: "vm", token: leased.token });
       this.#leases.set(lease, events);
-      return { ...leased, lease, socket };
+      return { ...leased, lease, socket: this.connect(leased.token) };
     } catch (error) {
       onLate();
       throw error;
     }
+  }
+
+  /** The connection that a lease's token stands for, once. The caller owns it. */
+  connect(token: string): Socket {
+    const socket = connect(this.#place);
+    writeLine(socket, { open: "vm", token });
+    return socket;
   }
 
   /** Gives a VM back, and its room to the VM of another lease; resolves when it is dead. */

@@ -26,13 +26,15 @@ const wishes = {
   checkpoint: checkpointRef.optional(),
   /** It will have the room of the VM of that lease. */
   replacing: count.optional(),
+  /** Its net port can be connected to. */
+  hasNet: z.boolean().optional(),
 };
 
 /** A client's first line on any connection: what the connection is for. */
 export const openingSchema = z.discriminatedUnion("open", [
   /** Requests and answers, for as long as the client lives. */
   z.object({ open: z.literal("control"), version: name, nonce }),
-  /** The VM of a lease: after this line the connection is the guest's control channel. */
+  /** The VM of a lease: after this line the connection is the guest's control channel, or its net port, whichever the token stands for. */
   z.object({ open: z.literal("vm"), token: nonce }),
 ]);
 
@@ -99,6 +101,8 @@ export const answerSchema = z.union([
 export const leasedSchema = z.object({
   /** Opens the VM's connection, once. */
   token: nonce,
+  /** The same for that of its net port, where it has one. */
+  netToken: nonce.nullable(),
   vm: name,
   start: z.enum(["cold", "template", "warm"]),
   /** Its start began so many milliseconds ago. */
@@ -152,7 +156,7 @@ export type Request = z.output<typeof requestSchema>;
 /** Which VM is wanted. */
 export type VmRequest = Readonly<Pick<Extract<Request, { method: "lease" }>, "language" | "memoryMb">>;
 /** What a VM may have besides. */
-export type LeaseWishes = Readonly<Pick<Extract<Request, { method: "lease" }>, "isSavable" | "checkpoint" | "replacing">>;
+export type LeaseWishes = Readonly<Pick<Extract<Request, { method: "lease" }>, "isSavable" | "checkpoint" | "replacing" | "hasNet">>;
 /** Which checkpoint is meant. */
 export type CheckpointRef = Readonly<z.output<typeof checkpointRef>>;
 /** See `answerSchema`. */

@@ -63,14 +63,13 @@ class NearestMachines implements MachineSource {
     await this.#fromEither((source) => source.checkMemory(memoryMb));
   }
 
-  /** What takes the place of a server's VM, and comes from this process, has room of its own. A network is had from VMs of this process only. */
+  /** What takes the place of a server's VM, and comes from this process, has room of its own. */
   async lease(request: MachineRequest): ReturnType<MachineSource["lease"]> {
     const { replacing, ...alone } = request;
-    const ask = (source: MachineSource) => {
+    return await this.#fromEither((source) => {
       const isForeign = replacing instanceof RemoteMachine && source !== this.#remote;
       return source.lease(isForeign ? alone : request);
-    };
-    return await (request.net === "needed" ? ask(await this.#ownSupply()) : this.#fromEither(ask));
+    });
   }
 
   async ready(signal: AbortSignal): Promise<void> {

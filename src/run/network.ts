@@ -15,9 +15,7 @@ import { guarded } from "./output.ts";
 /** What a program has closed is on its way for milliseconds, of an emulated machine some more. What it leaves open may stay so for ever. */
 const DRAIN_MS = 250;
 const DRAIN_POLL_MS = 4;
-const NO_NETWORK = {
-  hint: "Ask for the network, or a port, when the session is opened; or use `Scheduler.open()`, `sbx session --no-serve`.",
-};
+const NO_NETWORK = { hint: "Ask for the network, or a port, when the VM is started." };
 
 /** What the networks of one scheduler share, found when the first of them is needed. */
 export interface NetworkSupport {
@@ -184,7 +182,6 @@ export function networkFinder(
     })();
 }
 
-/** A network is for VMs of the process that uses them. */
-export function noNetwork(): VmConfigError {
-  return new VmConfigError("Cannot use the network: the VMs of a server have none", NO_NETWORK);
+function noNetwork(): VmConfigError {
+  return new VmConfigError("Cannot use the network: the VM has no port for it", NO_NETWORK);
 }

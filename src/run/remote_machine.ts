@@ -1,5 +1,7 @@
 /** Remote machine: a VM of the server of `sbx serve`, spoken to over a connection of its own that carries its control channel. */
 import { readFileSync } from "node:fs";
+import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { settlesWithin } from "../base/async.ts";
 import { messageOf } from "../base/errors.ts";
 import type { StartKind } from "../base/result.ts";
@@ -25,6 +27,7 @@ export class RemoteMachine implements Machine {
   readonly #link: ClientLink;
   readonly #leased: LeasedVm;
   readonly #onRelease: () => void;
+  #net: Socket | undefined;
   #released: Promise<void> | undefined;
   #isVisible: boolean | undefined;
   #hasFirstSlot: boolean;
@@ -40,6 +43,13 @@ export class RemoteMachine implements Machine {
     this.startedAt = performance.now() - leased.ageMs;
     this.ready = Promise.resolve(leased.bootMs);
     this.guest = new GuestChannel(leased.socket, undefined, leased);
+  }
+
+  /** Connected when it is first asked for: few VMs that may have a network use one. */
+  get net(): Duplex | undefined {
+    const { netToken } = this.#leased;
+    if (netToken !== null && !this.#released) this.#net ??= this.#link.connect(netToken);
+    return this.#net;
   }
 
   get lost(): AbortSignal {
@@ -108,7 +118,7 @@ export class RemoteMachine implements Machine {
     // Asked for, and not by closing the connection alone: while the guest takes nothing the server reads nothing, and so would not see its end.
     this.#released = this.#link.release(this.#leased.lease, heir).catch(() => {}) // A server that has gone has taken its VMs along.
       .finally(() => {
-        this.#leased.socket.destroy();
+        this.#disconnect();
         this.#onRelease();
       });
   }
@@ -116,6 +126,11 @@ export class RemoteMachine implements Machine {
   async [Symbol.asyncDispose](): Promise<void> {
     this.release();
     await settlesWithin(this.#released ?? Promise.resolve(), END_TIMEOUT_MS);
+    this.#disconnect();
+  }
+
+  #disconnect(): void {
+    this.#net?.destroy();
     this.#leased.socket.destroy();
   }
 }

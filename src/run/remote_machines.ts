@@ -3,7 +3,6 @@ import { VERSION } from "../config/version.ts";
 import { ClientLink } from "../link/client_link.ts";
 import type { ServerPlace } from "../link/place.ts";
 import type { CheckpointIndex, MachineRequest, MachineSource } from "./machine.ts";
-import { noNetwork } from "./network.ts";
 import { guarded } from "./output.ts";
 import { RemoteMachine } from "./remote_machine.ts";
 import type { SupplyHooks } from "./supply.ts";
@@ -40,10 +39,10 @@ export class RemoteMachines implements MachineSource {
 
   /** What does not start is made anew by the server, so nothing is lent in the place of anything. */
   async lease({ language, memoryMb, signal, onBootLog, isSavable, checkpoint, replacing, net }: MachineRequest): Promise<RemoteMachine> {
-    if (net === "needed") throw noNetwork();
     const { log, onProgress } = this.#hooks, onLog = guarded(onBootLog, "onBootLog", log);
     const wishes = {
       isSavable,
+      hasNet: net !== undefined,
       checkpoint: checkpoint && { id: checkpoint.id, name: checkpoint.name ?? null },
       replacing: replacing instanceof RemoteMachine ? replacing.lease : undefined,
     };

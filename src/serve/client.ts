@@ -21,8 +21,8 @@ const LOG_LINE_CHARS = 16_384;
 export interface ServerParts {
   readonly machines: MachineSource;
   readonly log: Logger;
-  /** By what opens their connection. */
-  readonly leases: Map<string, Lease>;
+  /** What can be connected to, by the token that opens it. */
+  readonly doors: Map<string, Lease["attach"]>;
   status(): ServerStatus;
 }
 
@@ -136,16 +136,18 @@ export class Client {
   }
 
   async #lease(request: Extract<Request, { method: "lease" }>, signal: AbortSignal): Promise<Lease> {
-    const { machines, log, leases } = this.#parts, { id, language, memoryMb, wantsLog, isSavable = false } = request;
+    const { machines, log, doors } = this.#parts, { id, language, memoryMb, wantsLog, isSavable = false, hasNet = false } = request;
     const onBootLog = wantsLog ? (text: string) => this.#sendLog(id, text) : undefined;
     const checkpoint = request.checkpoint && await this.#checkpoints.find(request.checkpoint);
     const replacing = request.replacing === undefined ? undefined : this.#leaseOf(request.replacing);
-    const lease = await Lease.obtain({ language, memoryMb, signal, onBootLog, isSavable, checkpoint, replacing }, machines, log);
+    const lease = await Lease.obtain({ language, memoryMb, signal, onBootLog, isSavable, hasNet, checkpoint, replacing }, machines, log);
+    const { token, netToken } = lease.leased;
     this.#leases.set(id, lease);
-    leases.set(lease.leased.token, lease);
+    doors.set(token, (socket, said) => lease.attach(socket, said));
+    if (netToken !== null) doors.set(netToken, (socket, said) => lease.attachNet(socket, said));
     void lease.over.finally(() => {
       this.#leases.delete(id);
-      leases.delete(lease.leased.token);
+      for (const door of [token, netToken]) doors.delete(door ?? "");
     });
     if (this.#hasEnded) lease.end(); // It came too late.
     return lease;

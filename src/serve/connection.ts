@@ -89,10 +89,10 @@ export class Connection {
 
   /** Who knows the token is the client that was told it. From here on the bytes are the guest's. */
   #attach(token: string): void {
-    const lease = this.#parts.leases.get(token);
-    if (!this.#parts.leases.delete(token) || lease === undefined) throw new LineError("the token must be that of a lease");
+    const attach = this.#parts.doors.get(token);
+    if (!this.#parts.doors.delete(token) || attach === undefined) throw new LineError("the token must be that of a lease");
     this.#known();
     const said = this.#reader.stop();
-    if (!lease.attach(this.#socket, said)) this.#socket.destroy();
+    if (!attach(this.#socket, said)) this.#socket.destroy();
   }
 }

@@ -23,6 +23,8 @@ export interface LeaseOptions extends VmRequest {
   readonly signal: AbortSignal;
   readonly onBootLog: OutputCallback | undefined;
   readonly isSavable: boolean;
+  /** Its net port may be connected to. */
+  readonly hasNet: boolean;
   readonly checkpoint: StoredCheckpoint | undefined;
   /** It will have the room of that one (`giveRoomTo`), and comes without a CPU slot: whoever replaces a VM has one of it. */
   readonly replacing: Lease | undefined;
@@ -48,17 +50,20 @@ export class Lease {
     const { id, start, startedAt, vm: { child: { pid } } } = machine;
     const cpuTimeBaseMs = Math.max(0, (readUsage(pid).cpuTimeMs ?? 0) - (machine.usage().cpuTimeMs ?? 0));
     const { firstStream, guestId } = this.#channel, ageMs = performance.now() - startedAt;
-    this.leased = { token: newNonce(), vm: id, start, ageMs, bootMs, pid, cpuTimeBaseMs, firstStream, guestId };
+    const netToken = machine.net ? newNonce() : null;
+    machine.net?.pause(); // What the guest says before the client has connected is for the client.
+    this.leased = { token: newNonce(), netToken, vm: id, start, ageMs, bootMs, pid, cpuTimeBaseMs, firstStream, guestId };
     this.over = this.#live(log);
   }
 
   /** Waits for a VM that is ready, and for another when the first does not start. Throws what starting throws, and the signal's reason. */
-  static async obtain({ checkpoint, replacing, ...options }: LeaseOptions, machines: MachineSource, log: Logger): Promise<Lease> {
+  static async obtain({ checkpoint, replacing, hasNet, ...options }: LeaseOptions, machines: MachineSource, log: Logger): Promise<Lease> {
     const { signal } = options;
     const request: MachineRequest = {
       ...options,
       ...(checkpoint ? { checkpoint } : {}),
       ...(replacing ? { replacing: replacing.#machine } : {}),
+      ...(hasNet ? { net: "welcome" as const } : {}),
     };
     const lend = async (machine: Machine) => {
       assert(machine instanceof LocalMachine, "a server lends its own machines");
@@ -113,6 +118,18 @@ export class Lease {
     pipe.pipe(socket, { end: false });
     socket.once("close", () => this.end());
     this.#attached.resolve(socket);
+    return true;
+  }
+
+  /** The same with its net port. A client that leaves has ended the VM's network. */
+  attachNet(socket: Socket, said: Uint8Array): boolean {
+    const { net } = this.#machine;
+    if (!net || this.#ending.signal.aborted) return false;
+    if (said.length > 0) net.write(said);
+    socket.pipe(net, { end: false });
+    net.pipe(socket, { end: false });
+    socket.once("close", () => net.destroy());
+    net.once("close", () => socket.destroy());
     return true;
   }
 

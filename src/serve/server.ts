@@ -42,7 +42,7 @@ export class Server implements AsyncDisposable {
   #closed: Promise<void> | undefined;
 
   private constructor(
-    parts: Omit<ConnectionParts, "status" | "leases">,
+    parts: Omit<ConnectionParts, "status" | "doors">,
     { place, listener, owned }: { readonly place: ServerPlace; readonly listener: Listener; readonly owned: Scope },
   ) {
     this.place = place;
@@ -51,7 +51,7 @@ export class Server implements AsyncDisposable {
     this.#log = parts.log;
     this.#owned = owned;
     this.#clients = parts.clients;
-    this.#parts = { ...parts, leases: new Map(), status: () => this.#status() };
+    this.#parts = { ...parts, doors: new Map(), status: () => this.#status() };
   }
 
   /**
