@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::error::{Action, Fatal};
 use crate::exec::Outcome;
 use crate::init::Machine;
+use crate::outbox::Outbox;
 use crate::sys;
 use crate::wire::{self, Kind, HEADER_BYTES, PAYLOAD_BYTES};
 
@@ -25,9 +26,7 @@ const KEPT_BYTES: usize = 16_384;
 pub struct Channel {
     pub port: OwnedFd,
     pub input: Vec<u8>,
-    out: Vec<u8>,
-    sent: usize,
-    is_full: bool,
+    out: Outbox,
     /// Something waits that should leave at once.
     pub is_urgent: bool,
     /// The last read filled what it could.
@@ -36,18 +35,18 @@ pub struct Channel {
 
 impl Channel {
     pub fn new(port: OwnedFd) -> Self {
-        let (input, out) = (Vec::with_capacity(KEPT_BYTES), Vec::with_capacity(KEPT_BYTES));
-        Channel { port, input, out, sent: 0, is_full: false, is_urgent: false, is_more_likely: false }
+        let (input, out) = (Vec::with_capacity(KEPT_BYTES), Outbox::with_capacity(KEPT_BYTES));
+        Channel { port, input, out, is_urgent: false, is_more_likely: false }
     }
 
     /// Bytes that the host has not taken yet.
     pub fn backlog(&self) -> usize {
-        self.out.len() - self.sent
+        self.out.backlog()
     }
 
     /// The port takes no more at the moment.
     pub fn is_blocked(&self) -> bool {
-        self.is_full
+        self.out.is_full()
     }
 
     /// Reads what is there into `input`. False when there was nothing.
@@ -66,33 +65,17 @@ impl Channel {
     }
 
     pub fn flush(&mut self) -> Result<(), Fatal> {
-        self.is_full = false;
-        while self.sent < self.out.len() {
-            match rustix::io::write(&self.port, &self.out[self.sent..]) {
-                Ok(bytes) => self.sent += bytes,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    self.is_full = true;
-                    // With transfers there may be no moment at which everything is sent.
-                    if self.sent >= BACKLOG_BYTES {
-                        self.out.drain(..self.sent);
-                        self.sent = 0;
-                    }
-                    return Ok(());
-                }
-                Err(Errno::PIPE | Errno::NODEV) => return Err(Fatal::HostGone),
-                Err(error) => return Err(error).action("write the control port"),
-            }
+        match self.out.flush(&self.port, BACKLOG_BYTES, <[u8]>::len) {
+            Ok(is_all_sent) => self.is_urgent &= !is_all_sent,
+            Err(Errno::PIPE | Errno::NODEV) => return Err(Fatal::HostGone),
+            Err(error) => return Err(error).action("write the control port"),
         }
-        self.out.clear();
-        self.sent = 0;
-        self.is_urgent = false;
         Ok(())
     }
 
     pub fn put(&mut self, stream: u32, kind: Kind, flags: u8, payload: &[u8]) {
-        wire::put_header(&mut self.out, stream, kind, flags, payload.len());
-        self.out.extend_from_slice(payload);
+        wire::put_header(&mut self.out.bytes, stream, kind, flags, payload.len());
+        self.out.bytes.extend_from_slice(payload);
         self.is_urgent = true;
     }
 
@@ -101,11 +84,11 @@ impl Channel {
     }
 
     pub fn put_result(&mut self, stream: u32, outcome: &Outcome) {
-        let at = self.out.len();
-        wire::put_header(&mut self.out, stream, Kind::Result, 0, 0);
-        outcome.write_json(&mut self.out, PAYLOAD_BYTES);
-        let length = self.out.len() - at - HEADER_BYTES;
-        wire::set_length(&mut self.out, at, length);
+        let at = self.out.bytes.len();
+        wire::put_header(&mut self.out.bytes, stream, Kind::Result, 0, 0);
+        outcome.write_json(&mut self.out.bytes, PAYLOAD_BYTES);
+        let length = self.out.bytes.len() - at - HEADER_BYTES;
+        wire::set_length(&mut self.out.bytes, at, length);
         self.is_urgent = true;
     }
 
@@ -116,16 +99,16 @@ impl Channel {
 
     /// The same; 0: `source` is at its end.
     pub fn try_put_data_from(&mut self, source: impl std::os::fd::AsFd, stream: u32, flags: u8, most: usize) -> Result<usize, Errno> {
-        let at = self.out.len();
-        wire::put_header(&mut self.out, stream, Kind::Data, flags, 0);
-        match sys::read_append(source, &mut self.out, most.min(PAYLOAD_BYTES)) {
+        let at = self.out.bytes.len();
+        wire::put_header(&mut self.out.bytes, stream, Kind::Data, flags, 0);
+        match sys::read_append(source, &mut self.out.bytes, most.min(PAYLOAD_BYTES)) {
             Ok(bytes) if bytes > 0 => {
-                wire::set_length(&mut self.out, at, bytes);
+                wire::set_length(&mut self.out.bytes, at, bytes);
                 self.is_urgent = true;
                 Ok(bytes)
             }
             nothing => {
-                self.out.truncate(at);
+                self.out.bytes.truncate(at);
                 nothing
             }
         }
@@ -134,7 +117,7 @@ impl Channel {
     /// Gives memory back.
     pub fn trim(&mut self) {
         self.input.shrink_to(KEPT_BYTES);
-        self.out.shrink_to(KEPT_BYTES);
+        self.out.bytes.shrink_to(KEPT_BYTES);
     }
 }
 

@@ -19,6 +19,7 @@ mod memory;
 mod mux;
 mod net;
 mod network;
+mod outbox;
 mod output;
 mod process;
 mod process_input;

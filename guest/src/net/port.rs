@@ -6,6 +6,7 @@ use rustix::io::Errno;
 use serde_json::{json, Value};
 
 use crate::limits::PROTOCOL_VERSION;
+use crate::outbox::Outbox;
 use crate::sys;
 use crate::wire::{self, Kind, HEADER_BYTES, PAYLOAD_BYTES};
 
@@ -25,9 +26,7 @@ const READ_BYTES: usize = 16_384;
 pub struct Gone;
 
 pub struct Port {
-    out: Vec<u8>,
-    sent: usize,
-    is_full: bool,
+    out: Outbox,
     input: Vec<u8>,
     /// The answer that everything begins after, until it came.
     awaited: Option<Vec<u8>>,
@@ -37,26 +36,26 @@ impl Port {
     /// Says HELLO; `nonce` must be new.
     pub fn new(nonce: &str) -> Self {
         let hello = json!({ "protocol": PROTOCOL_VERSION, "nonce": nonce }).to_string();
-        let mut port = Port { out: Vec::new(), sent: 0, is_full: false, input: Vec::new(), awaited: None };
+        let mut port = Port { out: Outbox::default(), input: Vec::new(), awaited: None };
         port.put(0, Kind::Hello, hello.as_bytes());
-        port.awaited = Some(port.out.clone());
+        port.awaited = Some(port.out.bytes.clone());
         port
     }
 
     /// Bytes that the host has not taken yet.
     pub fn backlog(&self) -> usize {
-        self.out.len() - self.sent
+        self.out.backlog()
     }
 
     /// The port takes no more at the moment.
     pub fn is_full(&self) -> bool {
-        self.is_full
+        self.out.is_full()
     }
 
     pub fn put(&mut self, stream: u32, kind: Kind, payload: &[u8]) {
         debug_assert!(payload.len() <= DATA_BYTES);
-        wire::put_header(&mut self.out, stream, kind, 0, payload.len());
-        self.out.extend_from_slice(payload);
+        wire::put_header(&mut self.out.bytes, stream, kind, 0, payload.len());
+        self.out.bytes.extend_from_slice(payload);
     }
 
     pub fn put_json(&mut self, stream: u32, kind: Kind, json: &Value) {
@@ -70,51 +69,21 @@ impl Port {
         most: usize,
         fill: impl FnOnce(&mut Vec<u8>, usize) -> Result<usize, E>,
     ) -> Result<usize, E> {
-        let at = self.out.len();
-        wire::put_header(&mut self.out, stream, Kind::Data, 0, 0);
-        let filled = fill(&mut self.out, most.min(DATA_BYTES));
+        let at = self.out.bytes.len();
+        wire::put_header(&mut self.out.bytes, stream, Kind::Data, 0, 0);
+        let filled = fill(&mut self.out.bytes, most.min(DATA_BYTES));
         match filled {
-            Ok(bytes) if bytes > 0 => wire::set_length(&mut self.out, at, bytes),
-            _ => self.out.truncate(at),
+            Ok(bytes) if bytes > 0 => wire::set_length(&mut self.out.bytes, at, bytes),
+            _ => self.out.bytes.truncate(at),
         }
         filled
     }
 
     pub fn flush(&mut self, fd: impl AsFd) -> Result<(), Gone> {
-        self.is_full = false;
-        while self.sent < self.out.len() {
-            match rustix::io::write(&fd, &self.out[self.sent..self.sent + self.next_bytes()]) {
-                Ok(bytes) => self.sent += bytes,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    self.is_full = true;
-                    if self.sent >= BACKLOG_BYTES {
-                        self.out.drain(..self.sent);
-                        self.sent = 0;
-                    }
-                    return Ok(());
-                }
-                Err(_) => return Err(Gone),
-            }
+        if self.out.flush(fd, BACKLOG_BYTES, whole_frames).map_err(|_| Gone)? {
+            self.out.bytes.shrink_to(BACKLOG_BYTES);
         }
-        self.out.clear();
-        self.out.shrink_to(BACKLOG_BYTES);
-        self.sent = 0;
         Ok(())
-    }
-
-    /// As many whole frames as one write takes.
-    fn next_bytes(&self) -> usize {
-        let rest = &self.out[self.sent..];
-        let mut bytes = 0;
-        while let Some(header) = rest[bytes..].first_chunk::<4>() {
-            let next = bytes + HEADER_BYTES + u32::from_le_bytes(*header) as usize;
-            if next > WRITE_BYTES {
-                break;
-            }
-            bytes = next;
-        }
-        bytes
     }
 
     /// Reads what is there. False when there was nothing.
@@ -161,12 +130,24 @@ impl Port {
     }
 }
 
+/// As many bytes of whole frames as one write takes.
+fn whole_frames(rest: &[u8]) -> usize {
+    let mut bytes = 0;
+    while let Some(header) = rest[bytes..].first_chunk::<4>() {
+        let next = bytes + HEADER_BYTES + u32::from_le_bytes(*header) as usize;
+        if next > WRITE_BYTES {
+            break;
+        }
+        bytes = next;
+    }
+    bytes
+}
+
 #[cfg(test)]
 impl Port {
     /// What waits for the host, taken.
     pub fn take_output(&mut self) -> Vec<u8> {
-        self.sent = 0;
-        std::mem::take(&mut self.out)
+        std::mem::take(&mut self.out).bytes
     }
 }
 
