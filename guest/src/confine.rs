@@ -231,7 +231,8 @@ enum Rule {
     Always(u32),
     /// No new namespaces.
     Clone,
-    /// Unix, IPv4, IPv6, and netlink's routing protocol, which the C library asks for addresses.
+    /// Unix, IPv4, IPv6, and netlink's routing protocol, which the C library asks for addresses. No UDP-Lite, which nobody carries: its
+    /// packets would be lost without a word.
     Socket,
     /// No typing into another's terminal.
     Ioctl,
@@ -265,12 +266,15 @@ fn body(rule: Rule) -> Vec<sock_filter> {
         }
         Rule::Socket => vec![
             load(argument(0)),
-            jump(libc::BPF_JEQ, libc::AF_UNIX as u32, 5, 0),
+            jump(libc::BPF_JEQ, libc::AF_UNIX as u32, 8, 0),
             jump(libc::BPF_JEQ, libc::AF_INET as u32, 4, 0),
             jump(libc::BPF_JEQ, libc::AF_INET6 as u32, 3, 0),
-            jump(libc::BPF_JEQ, libc::AF_NETLINK as u32, 0, 3),
+            jump(libc::BPF_JEQ, libc::AF_NETLINK as u32, 0, 6),
             load(argument(2)),
-            jump(libc::BPF_JEQ, libc::NETLINK_ROUTE as u32, 0, 1),
+            jump(libc::BPF_JEQ, libc::NETLINK_ROUTE as u32, 3, 4),
+            load(argument(2)),
+            jump(libc::BPF_JEQ, libc::IPPROTO_UDPLITE as u32, 0, 1),
+            give(errno(libc::EPROTONOSUPPORT)),
             give(ALLOW),
             give(errno(libc::EAFNOSUPPORT)),
         ],
@@ -397,6 +401,10 @@ mod tests {
             assert_eq!(with(libc::SYS_socket, [family as u64, 1, 0]), errno(libc::EAFNOSUPPORT));
         }
         assert_eq!(with(libc::SYS_socket, [libc::AF_NETLINK as u64, 3, 12]), errno(libc::EAFNOSUPPORT));
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            assert_eq!(with(libc::SYS_socket, [family as u64, 2, libc::IPPROTO_UDPLITE as u64]), errno(libc::EPROTONOSUPPORT));
+            assert_eq!(with(libc::SYS_socket, [family as u64, 2, libc::IPPROTO_UDP as u64]), ALLOW);
+        }
         assert_eq!(with(libc::SYS_ioctl, [0, libc::TIOCSTI, 0]), errno(libc::EPERM));
         assert_eq!(with(libc::SYS_ioctl, [0, libc::FIONREAD, 0]), ALLOW);
         assert_eq!(with(libc::SYS_personality, [0x0004_0000, 0, 0]), errno(libc::EPERM));

@@ -88,6 +88,11 @@ pub fn finish(machine: &Machine) {
 }
 
 const SYSCTLS: &[(&str, &str)] = &[
+    // IPv6 is for the loopback alone until the network is on (`network.rs`), and nothing is learnt from a link then.
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/autoconf", "0"),
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
     ("vm/swappiness", "100"),
     // Swap is memory: reading ahead gains nothing.
     ("vm/page-cluster", "0"),

@@ -31,6 +31,7 @@ mod pty;
 mod recovery;
 mod repl;
 mod requests;
+mod routing;
 mod server;
 mod shell;
 mod spawn;

@@ -1,6 +1,7 @@
 //! Network: what the agent does for it. It makes the interface and the files that programs read, and starts the process that carries the
 //! flows (`net::role`), again when that ends.
 use std::ffi::CString;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, Mode, OFlags};
@@ -12,15 +13,18 @@ use crate::cgroup::Group;
 use crate::channel;
 use crate::confine;
 use crate::error::{Code, Refusal};
-use crate::init::Machine;
-use crate::net::{rehearsal, role, GATEWAY, GUEST, MTU};
+use crate::init::{self, Machine};
+use crate::net::{rehearsal, role, GATEWAY, GUEST, GUEST_V6, MTU};
+use crate::routing;
 use crate::spawn::flag;
 use crate::sys::{self, net as interfaces};
 use crate::trust;
 
 const INTERFACE: &str = "sbx0";
 /// The gateway is the only neighbour.
-const MASK: [u8; 4] = [255, 255, 255, 252];
+const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 252);
+/// IPv6 is off for an interface until the host says that it has it.
+const IPV6_SWITCH: &str = "/proc/sys/net/ipv6/conf/sbx0/disable_ipv6";
 /// `/etc/resolv.conf` leads here.
 const RESOLVER_FILE: &str = "/run/resolv.conf";
 const PORT_NAME: &[u8] = b"sbx.net";
@@ -33,10 +37,18 @@ const BUSY_US: u64 = 5_000;
 const QUEUED_PACKETS: u32 = 8_192;
 const NICENESS: i32 = -10;
 
+/// What the host lets the guest try to reach.
+#[derive(Clone, Copy)]
+struct Reach {
+    is_outbound: bool,
+    /// The host itself has IPv6.
+    has_ipv6: bool,
+}
+
 /// A request whose certificates are on their way.
 struct Pending {
     stream: u32,
-    is_outbound: bool,
+    reach: Reach,
     bytes: usize,
     certificates: Vec<u8>,
 }
@@ -73,16 +85,17 @@ impl Network {
             if self.pending.is_some() {
                 return Err(Refusal::new(Code::Busy, "Cannot connect: another request is on its way"));
             }
-            Ok((flag(open, "outbound")?, bytes as usize))
+            let has_ipv6 = !open["ipv6"].is_null() && flag(open, "ipv6")?;
+            Ok((Reach { is_outbound: flag(open, "outbound")?, has_ipv6 }, bytes as usize))
         };
         if open["rehearse"] == true {
             return Some(self.rehearse());
         }
         match parse() {
             Err(refusal) => Some(Err(refusal)),
-            Ok((is_outbound, 0)) => Some(self.connect(is_outbound, now_us)),
-            Ok((is_outbound, bytes)) => {
-                self.pending = Some(Pending { stream, is_outbound, bytes, certificates: Vec::new() });
+            Ok((reach, 0)) => Some(self.connect(reach, now_us)),
+            Ok((reach, bytes)) => {
+                self.pending = Some(Pending { stream, reach, bytes, certificates: Vec::new() });
                 None
             }
         }
@@ -111,7 +124,7 @@ impl Network {
             trust::add(&pending.certificates)?;
         }
         self.has_certificates = true;
-        self.connect(pending.is_outbound, now_us)
+        self.connect(pending.reach, now_us)
     }
 
     pub fn cancel(&mut self) {
@@ -127,17 +140,17 @@ impl Network {
         }
     }
 
-    fn connect(&mut self, is_outbound: bool, now_us: u64) -> Result<Value, Refusal> {
-        self.try_connect(is_outbound, now_us).map_err(|error| Refusal::new(Code::Internal, format!("Cannot connect: {error}")))?;
+    fn connect(&mut self, reach: Reach, now_us: u64) -> Result<Value, Refusal> {
+        self.try_connect(reach, now_us).map_err(|error| Refusal::new(Code::Internal, format!("Cannot connect: {error}")))?;
         Ok(json!({}))
     }
 
-    fn try_connect(&mut self, is_outbound: bool, now_us: u64) -> Result<(), Errno> {
+    fn try_connect(&mut self, reach: Reach, now_us: u64) -> Result<(), Errno> {
         let Some(machine) = &self.machine else { return Ok(()) };
         if self.tun.is_none() {
             self.tun = Some(make_tun(machine)?);
         }
-        outbound(is_outbound)?;
+        outbound(reach)?;
         if self.role.is_none() {
             self.start(now_us);
         }
@@ -151,7 +164,8 @@ impl Network {
             return Err(Refusal::new(Code::Busy, "Cannot rehearse the network: it is in use"));
         }
         let Some(machine) = &self.machine else { return Ok(json!({})) };
-        let tun = make_tun(machine).and_then(|tun| outbound(true).map(|()| tun)).map_err(refusal)?;
+        let reach = Reach { is_outbound: true, has_ipv6: true };
+        let tun = make_tun(machine).and_then(|tun| outbound(reach).map(|()| tun)).map_err(refusal)?;
         let pid = spawn(rehearsal::ARGUMENT, &tun, rustix::stdio::stderr()).map_err(refusal)?;
         let ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
         let _ = fs::unlink(RESOLVER_FILE);
@@ -218,17 +232,21 @@ impl Network {
 }
 
 /// Gives the guest a way out, or takes it.
-fn outbound(is_outbound: bool) -> Result<(), Errno> {
+fn outbound(Reach { is_outbound, has_ipv6 }: Reach) -> Result<(), Errno> {
     let mut interface = interfaces::Interface::named(INTERFACE)?;
     if !is_outbound {
         let _ = fs::unlink(RESOLVER_FILE);
-        // Its routes go with it.
+        // Its routes go with it, and its address of IPv6.
         return interface.set_up(false);
     }
     interface.set_up(true)?;
     interface.add_default_route(GATEWAY)?;
-    let [a, b, c, d] = GATEWAY;
-    trust::write(RESOLVER_FILE, format!("nameserver {a}.{b}.{c}.{d}\n").as_bytes())
+    // A kernel without IPv6 has no such switch.
+    if init::write_file(IPV6_SWITCH, if has_ipv6 { "0" } else { "1" }).is_ok() && has_ipv6 {
+        routing::add_address(interface.index, GUEST_V6)?;
+        routing::add_default_route(interface.index)?;
+    }
+    trust::write(RESOLVER_FILE, format!("nameserver {GATEWAY}\n").as_bytes())
 }
 
 /// Starts this binary again, as another.

@@ -1,8 +1,9 @@
 //! Sys net: the system calls that make network interfaces and give them addresses.
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{socket_with, AddressFamily, SocketFlags, SocketType};
+use rustix::net::{netdevice, socket_with, AddressFamily, SocketFlags, SocketType};
 
 use super::check;
 
@@ -13,12 +14,14 @@ const SIOCSIFTXQLEN: libc::c_ulong = 0x8943;
 pub struct Interface {
     socket: OwnedFd,
     request: libc::ifreq,
+    pub index: u32,
 }
 
 impl Interface {
     pub fn named(name: &str) -> Result<Self, Errno> {
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        Ok(Interface { socket, request: request(name)? })
+        let index = netdevice::name_to_index(&socket, name)?;
+        Ok(Interface { socket, request: request(name)?, index })
     }
 
     pub fn set_up(&mut self, is_up: bool) -> Result<(), Errno> {
@@ -43,7 +46,7 @@ impl Interface {
         self.ioctl(SIOCSIFTXQLEN)
     }
 
-    pub fn set_address(&mut self, address: [u8; 4], mask: [u8; 4]) -> Result<(), Errno> {
+    pub fn set_address(&mut self, address: Ipv4Addr, mask: Ipv4Addr) -> Result<(), Errno> {
         self.request.ifr_ifru.ifru_addr = socket_address(address);
         self.ioctl(libc::SIOCSIFADDR)?;
         self.request.ifr_ifru.ifru_netmask = socket_address(mask);
@@ -51,11 +54,11 @@ impl Interface {
     }
 
     /// Everything that has no other way goes through `gateway`.
-    pub fn add_default_route(&mut self, gateway: [u8; 4]) -> Result<(), Errno> {
+    pub fn add_default_route(&mut self, gateway: Ipv4Addr) -> Result<(), Errno> {
         // SAFETY: `rtentry` is plain data, and zero is a value of each field.
         let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
-        route.rt_dst = socket_address([0; 4]);
-        route.rt_genmask = socket_address([0; 4]);
+        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
         route.rt_gateway = socket_address(gateway);
         route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
         // SAFETY: the kernel reads one `rtentry`, which outlives the call and whose device is not set.
@@ -96,10 +99,10 @@ fn request(name: &str) -> Result<libc::ifreq, Errno> {
     Ok(request)
 }
 
-fn socket_address(address: [u8; 4]) -> libc::sockaddr {
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let mut bytes = [0; 14];
     // Port, then address.
-    for (to, from) in bytes[2..6].iter_mut().zip(address) {
+    for (to, from) in bytes[2..6].iter_mut().zip(address.octets()) {
         *to = from as libc::c_char;
     }
     libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: bytes }

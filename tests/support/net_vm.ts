@@ -1,4 +1,5 @@
 /** Net VM: a clone with its net port connected to a gateway of the tests. */
+import type { Duplex } from "node:stream";
 import { resolveConfig } from "../../src/config/config.ts";
 import { readPlatform } from "../../src/host/platform.ts";
 import { defaultImagesDirectory, openAssets } from "../../src/images/assets.ts";
@@ -13,6 +14,39 @@ import type { TestScheduler } from "./vm.ts";
 
 const MEMORY_MIB = 256;
 const silent = { debug() {}, info() {}, warning() {}, error() {} };
+
+/** A clone of the template of `language`, which `vms` bakes if it must, with a net port that nobody serves yet. The caller owns it. */
+export async function cloneWithNet(vms: TestScheduler, language: Language, onConsole: (text: string) => void = () => {}): Promise<Vm> {
+  await vms.scheduler.prepare(language, { memoryMb: MEMORY_MIB });
+  const config = resolveConfig(), platform = readPlatform();
+  const assets = await openAssets(config.imagesDir ?? defaultImagesDirectory(config.cacheDir, platform.arch));
+  const hypervisor = await findHypervisor({ config, platform, assets, ownerToken: "0000000000009e70", log: silent });
+  const identity = templateIdentity(hypervisor, { language, memoryMiB: MEMORY_MIB, warmUp: warmUpText(language) });
+  const files = await new TemplateStore(config.snapshotCacheDir).find(identity);
+  if (!files) throw new Error(`there is no template of ${language}`);
+  return await launch(hypervisor, {
+    language,
+    memoryMiB: MEMORY_MIB,
+    origin: { kind: "clone", files },
+    hasNet: true,
+    onConsole: (bytes) => onConsole(new TextDecoder().decode(bytes)),
+  });
+}
+
+/** Our end of a machine's net port. */
+export function netOf(vm: Vm): Duplex {
+  if (!vm.net) throw new Error("the machine has no net port");
+  return vm.net;
+}
+
+/** Runs `code`; resolves with what it printed and its exit code. */
+export async function runIn(vm: Vm, code: string): Promise<{ readonly output: string; readonly exitCode: number }> {
+  let output = "";
+  const decoder = new TextDecoder();
+  const onOutput = (_: string, bytes: Uint8Array) => void (output += decoder.decode(bytes, { stream: true }));
+  const { exitCode } = await vm.guest.exec({ code, env: {}, timeoutMs: 120_000 }, { onOutput });
+  return { output: output.trim(), exitCode };
+}
 
 /** A running machine and the host's end of its network. Disposing ends it. */
 export class NetVm implements AsyncDisposable {
@@ -33,32 +67,14 @@ export class NetVm implements AsyncDisposable {
 
   /** Clones the template of `language`, which `vms` bakes if it must. `onFlow` decides about each flow of the guest. */
   static async start(vms: TestScheduler, language: Language, onFlow: (flow: Flow) => void = () => {}): Promise<NetVm> {
-    await vms.scheduler.prepare(language, { memoryMb: MEMORY_MIB });
-    const config = resolveConfig(), platform = readPlatform();
-    const assets = await openAssets(config.imagesDir ?? defaultImagesDirectory(config.cacheDir, platform.arch));
-    const hypervisor = await findHypervisor({ config, platform, assets, ownerToken: "0000000000009e70", log: silent });
-    const identity = templateIdentity(hypervisor, { language, memoryMiB: MEMORY_MIB, warmUp: warmUpText(language) });
-    const files = await new TemplateStore(config.snapshotCacheDir).find(identity);
-    if (!files) throw new Error(`there is no template of ${language}`);
     let log = "";
-    const vm = await launch(hypervisor, {
-      language,
-      memoryMiB: MEMORY_MIB,
-      origin: { kind: "clone", files },
-      hasNet: true,
-      onConsole: (bytes) => void (log += new TextDecoder().decode(bytes)),
-    });
-    if (!vm.net) throw new Error("the machine has no net port");
-    return new NetVm(vm, new Gateway(vm.net, onFlow), () => log);
+    const vm = await cloneWithNet(vms, language, (text) => void (log += text));
+    return new NetVm(vm, new Gateway(netOf(vm), onFlow), () => log);
   }
 
   /** Runs `code`; resolves with what it printed and its exit code. */
-  async run(code: string): Promise<{ readonly output: string; readonly exitCode: number }> {
-    let output = "";
-    const decoder = new TextDecoder();
-    const onOutput = (_: string, bytes: Uint8Array) => void (output += decoder.decode(bytes, { stream: true }));
-    const { exitCode } = await this.vm.guest.exec({ code, env: {}, timeoutMs: 120_000 }, { onOutput });
-    return { output: output.trim(), exitCode };
+  run(code: string): Promise<{ readonly output: string; readonly exitCode: number }> {
+    return runIn(this.vm, code);
   }
 
   /** The same for code that must succeed. */

@@ -1,6 +1,6 @@
 //! Exposed: flows that the host opens, each a plain socket of ours to a server on the guest's loopback, with an odd number on the net port.
 use std::collections::{HashMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -23,6 +23,7 @@ const UDP_CHECK_US: u64 = 10_000_000;
 
 struct Exposed {
     socket: OwnedFd,
+    to: SocketAddr,
     is_udp: bool,
     is_connecting: bool,
     /// From the host, not taken by the socket.
@@ -115,7 +116,7 @@ impl Exposures {
             refuse(id, "limit", port);
             return Ok(());
         }
-        match self.connect(id, is_udp, number, now_us) {
+        match self.connect_either(id, is_udp, number, now_us) {
             Ok(()) if is_udp => {
                 port.put(id, Kind::Accept, &[]);
                 self.check_at_us.get_or_insert(now_us + UDP_CHECK_US);
@@ -127,11 +128,24 @@ impl Exposures {
         Ok(())
     }
 
-    fn connect(&mut self, id: u32, is_udp: bool, number: u16, now_us: u64) -> Result<(), Errno> {
+    /// A server may listen on the loopback of IPv6 alone.
+    fn connect_either(&mut self, id: u32, is_udp: bool, number: u16, now_us: u64) -> Result<(), Errno> {
+        match self.connect(id, is_udp, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), number), now_us) {
+            Err(Errno::CONNREFUSED) => self.connect_second(id, number, now_us),
+            result => result,
+        }
+    }
+
+    fn connect_second(&mut self, id: u32, number: u16, now_us: u64) -> Result<(), Errno> {
+        let to = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), number);
+        self.connect(id, false, to, now_us).map_err(|_| Errno::CONNREFUSED)
+    }
+
+    fn connect(&mut self, id: u32, is_udp: bool, to: SocketAddr, now_us: u64) -> Result<(), Errno> {
         let kind = if is_udp { SocketType::DGRAM } else { SocketType::STREAM };
-        let socket = net::socket_with(AddressFamily::INET, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-        let address = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, number));
-        match net::connect(&socket, &address) {
+        let family = if to.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let socket = net::socket_with(family, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+        match net::connect(&socket, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error),
         }
@@ -142,6 +156,7 @@ impl Exposures {
         epoll::add(&self.epoll, &socket, EventData::new_u64(u64::from(id)), EventFlags::OUT)?;
         let flow = Exposed {
             socket,
+            to,
             is_udp,
             is_connecting: !is_udp,
             queued: VecDeque::new(),
@@ -172,8 +187,11 @@ impl Exposures {
                         port.put(id, Kind::Accept, &[]);
                     }
                     Ok(Err(error)) | Err(error) => {
-                        refuse(id, code_of(error), port);
+                        let second = Some(flow.to).filter(|to| to.is_ipv4() && error == Errno::CONNREFUSED);
                         self.remove(id);
+                        if second.is_none_or(|to| self.connect_second(id, to.port(), now_us).is_err()) {
+                            refuse(id, code_of(error), port);
+                        }
                         continue;
                     }
                 }

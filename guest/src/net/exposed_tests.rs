@@ -131,6 +131,16 @@ fn resets_are_carried_both_ways() {
 }
 
 #[test]
+fn a_server_on_the_loopback_of_ipv6_alone_is_found() {
+    // A machine without IPv6 has nothing to find.
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
+    let mut rig = Rig::new();
+    rig.open(1, "tcp", listener.local_addr().expect("bound").port());
+    assert_eq!(rig.next(), (Kind::Accept, vec![]));
+    assert!(listener.accept().is_ok());
+}
+
+#[test]
 fn each_side_waits_for_the_other() {
     let mut rig = Rig::new();
     let _peer = connected(&mut rig);

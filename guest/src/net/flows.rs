@@ -1,6 +1,7 @@
 //! Flows: the connections and datagrams of the guest, each a stream of the net port with an even number. The host decides about each; a
 //! SYN is answered when it has, so that a refusal looks like one.
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 
 use serde_json::{json, Value};
 
@@ -95,6 +96,9 @@ impl Flows {
                     false => answer_reset(key, segment, sink),
                 }
             }
+            (Content::Datagram(_), None) if !self.is_room() => {
+                sink.send(&packet::unreachable(key, Unreachable::Port, &packet::quote(bytes)));
+            }
             (Content::Datagram(payload), id) => self.on_datagram(id, key, payload, bytes, port, now_us),
         }
     }
@@ -104,10 +108,10 @@ impl Flows {
     }
 
     fn open_connection(&mut self, key: Key, syn: &[u8], port: &mut Port, now_us: u64, sink: &mut dyn Sink) {
-        let is_resolver = key.address == GATEWAY && key.port == DNS_PORT;
+        let is_resolver = is_resolver(key);
         let open = match is_resolver {
             true => json!({ "flow": "dns", "transport": "tcp", "source": key.source }),
-            false => json!({ "flow": "tcp", "address": text(key.address), "port": key.port, "source": key.source }),
+            false => json!({ "flow": "tcp", "address": key.address.to_string(), "port": key.port, "source": key.source }),
         };
         let state = match is_resolver {
             true => State::Messages(Box::new(self.accept(key, syn, now_us, sink)), Vec::new()),
@@ -152,15 +156,14 @@ impl Flows {
     }
 
     fn on_datagram(&mut self, id: Option<u32>, key: Key, payload: &[u8], bytes: &[u8], port: &mut Port, now_us: u64) {
-        let is_dns = key.address == GATEWAY && key.port == DNS_PORT;
-        let is_room = port.backlog() < BLOCKED_BYTES && (id.is_some() || self.is_room());
-        if !is_room || payload.len() > if is_dns { DNS_BYTES } else { DATA_BYTES } {
+        let is_dns = is_resolver(key);
+        if port.backlog() >= BLOCKED_BYTES || payload.len() > if is_dns { DNS_BYTES } else { DATA_BYTES } {
             return;
         }
         let id = id.unwrap_or_else(|| {
             let open = match is_dns {
                 true => json!({ "flow": "dns", "transport": "udp", "source": key.source }),
-                false => json!({ "flow": "udp", "address": text(key.address), "port": key.port, "source": key.source }),
+                false => json!({ "flow": "udp", "address": key.address.to_string(), "port": key.port, "source": key.source }),
             };
             let idle_us = if is_dns { DNS_IDLE_US } else { UDP_IDLE_US };
             let id = self.open(key, State::Datagrams { quoted: Vec::new(), idle_us, active_us: now_us }, &open, port);
@@ -280,7 +283,7 @@ impl Flows {
                     answer_reset(key, segment, sink);
                 }
             }
-            (State::Datagrams { quoted, .. }, "refused") => sink.send(&packet::unreachable(key, Unreachable::Port, quoted)),
+            (State::Datagrams { quoted, .. }, "refused" | "limit") => sink.send(&packet::unreachable(key, Unreachable::Port, quoted)),
             (State::Datagrams { quoted, .. }, "unreachable") => sink.send(&packet::unreachable(key, Unreachable::Host, quoted)),
             // As if nothing had come: the guest tries again or gives up.
             _ => {}
@@ -430,8 +433,8 @@ fn answer_reset(key: Key, segment: Segment, sink: &mut dyn Sink) {
     }
 }
 
-fn text(address: [u8; 4]) -> String {
-    std::net::Ipv4Addr::from(address).to_string()
+fn is_resolver(key: Key) -> bool {
+    key.address == IpAddr::V4(GATEWAY) && key.port == DNS_PORT
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
 //! Tests of flows: smoltcp as the guest's kernel on one side, the frames on the other, and generated input.
 use std::collections::VecDeque;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State as TcpState};
 use smoltcp::time::Instant;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::*;
 use crate::net::packet::tests::{segment, udp};
-use crate::net::packet::{GUEST, MTU};
+use crate::net::packet::{GATEWAY_V6, GUEST, GUEST_V6, MTU};
 use crate::wire;
 
-const SERVER: [u8; 4] = [93, 184, 216, 34];
+const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34));
+const SERVER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2606, 0x2800, 0x21f, 0xcb07, 0, 0, 0, 1));
 const KEY: Key = Key { is_tcp: true, source: 50_000, address: SERVER, port: 80 };
-const RESOLVER: Key = Key { is_tcp: false, source: 40_000, address: GATEWAY, port: DNS_PORT };
+const KEY_V6: Key = Key { address: SERVER_V6, ..KEY };
+const RESOLVER: Key = Key { is_tcp: false, source: 40_000, address: IpAddr::V4(GATEWAY), port: DNS_PORT };
 
 /// Packets on their way to the guest, without the tun device's header.
 #[derive(Default)]
@@ -149,12 +152,16 @@ impl Guest {
         let mut outgoing = Vec::new();
         let mut device = Wire { incoming: None, outgoing: &mut outgoing };
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut device, Instant::from_micros(1_000_000));
-        interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(IpAddress::Ipv4(GUEST.into()), 30)).expect("room"));
-        interface.routes_mut().add_default_ipv4_route(GATEWAY.into()).expect("room");
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(IpAddress::Ipv4(GUEST), 30)).expect("room");
+            addresses.push(IpCidr::new(IpAddress::Ipv6(GUEST_V6), 64)).expect("room");
+        });
+        interface.routes_mut().add_default_ipv4_route(GATEWAY).expect("room");
+        interface.routes_mut().add_default_ipv6_route(GATEWAY_V6).expect("room");
         let buffer = || SocketBuffer::new(vec![0; 1_000_000]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_ack_delay(None);
-        socket.connect(interface.context(), (Ipv4Address::from(key.address), key.port), key.source).expect("connects");
+        socket.connect(interface.context(), (IpAddress::from(key.address), key.port), key.source).expect("connects");
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(socket);
         Guest { interface, sockets, handle }
@@ -196,7 +203,11 @@ impl Guest {
 
 /// A connection that the host has accepted, and its number.
 fn connected(rig: &mut Rig) -> (Guest, u32) {
-    let mut guest = Guest::connect(KEY);
+    connected_to(KEY, rig)
+}
+
+fn connected_to(key: Key, rig: &mut Rig) -> (Guest, u32) {
+    let mut guest = Guest::connect(key);
     guest.exchange(rig);
     let said = rig.said();
     assert_eq!(said.len(), 1);
@@ -226,14 +237,16 @@ fn a_syn_is_answered_when_the_host_has_accepted() {
 
 #[test]
 fn a_refusal_looks_like_one() {
-    for (code, is_icmp, is_reset) in
-        [("refused", false, true), ("limit", false, true), ("unreachable", true, false), ("timeout", false, false)]
-    {
+    let codes = [("refused", false, true), ("limit", false, true), ("unreachable", true, false), ("timeout", false, false)];
+    for (key, (code, is_icmp, is_reset)) in [KEY, KEY_V6].into_iter().flat_map(|key| codes.map(|code| (key, code))) {
         let mut rig = Rig::new();
-        let mut guest = Guest::connect(KEY);
+        let mut guest = Guest::connect(key);
         guest.exchange(&mut rig);
+        let said = rig.said();
+        assert_eq!(said[0].json()["address"], key.address.to_string());
         rig.frame(2, Kind::Error, json!({ "code": code }).to_string().as_bytes()).expect("refused");
-        assert_eq!(rig.packets.0.iter().any(|packet| packet[9] == 1), is_icmp, "{code}");
+        let is_icmp_of = |packet: &Vec<u8>| if key.address.is_ipv6() { packet[6] == 58 } else { packet[9] == 1 };
+        assert_eq!(rig.packets.0.iter().any(is_icmp_of), is_icmp, "{code}");
         guest.exchange(&mut rig);
         assert_eq!(guest.state() == TcpState::Closed, is_reset, "{code}");
         assert_eq!((rig.flows.count(), rig.flows.keys.len()), (0, 0));
@@ -244,9 +257,9 @@ fn a_refusal_looks_like_one() {
 
 #[test]
 fn bytes_go_both_ways_and_each_end_is_carried() {
-    for is_guest_first in [true, false] {
+    for (key, is_guest_first) in [(KEY, true), (KEY, false), (KEY_V6, true), (KEY_V6, false)] {
         let mut rig = Rig::new();
-        let (mut guest, id) = connected(&mut rig);
+        let (mut guest, id) = connected_to(key, &mut rig);
         guest.socket().send_slice(b"question").expect("sent");
         guest.exchange(&mut rig);
         assert_eq!(rig.said(), [Said { stream: id, kind: Kind::Data, payload: b"question".to_vec() }]);
@@ -462,7 +475,7 @@ fn flows_are_bounded_and_leave_nothing_behind() {
     rig.packet(&segment(key(FLOWS), 2, 1, 0, &[]));
     assert_eq!((rig.said(), rig.packets.0[0][33]), (vec![], 20), "a reset");
     rig.packet(&udp(key(FLOWS), b"x"));
-    assert_eq!(rig.said(), []);
+    assert_eq!((rig.said(), rig.packets.0[1][9]), (vec![], 1), "an error of ICMP");
     for at in 0..FLOWS {
         rig.frame(2 + 2 * at as u32, Kind::Error, b"{}").expect("refused");
     }
@@ -506,8 +519,12 @@ fn any_packets_and_frames_in_any_order_are_survived_and_bounded() {
     for _ in 0..300 {
         let mut rig = Rig::new();
         for _ in 0..400 {
-            let key =
-                Key { source: 1_000 + next(6) as u16, port: 50 + next(5) as u16, address: [SERVER, GATEWAY][next(2) as usize], ..KEY };
+            let key = Key {
+                source: 1_000 + next(6) as u16,
+                port: 50 + next(5) as u16,
+                address: [SERVER, SERVER_V6, IpAddr::V4(GATEWAY)][next(3) as usize],
+                ..KEY
+            };
             let payload = vec![next(256) as u8; next(3_000) as usize];
             let id = next(40) as u32;
             let codes = ["refused", "unreachable", "timeout", "x"];

@@ -8,4 +8,4 @@ pub mod rehearsal;
 pub mod role;
 mod tcp;
 
-pub use packet::{GATEWAY, GUEST, MTU};
+pub use packet::{GATEWAY, GUEST, GUEST_V6, MTU};

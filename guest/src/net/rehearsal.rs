@@ -14,7 +14,7 @@ use crate::wire::{self, Kind};
 /// What the agent starts this process with.
 pub const ARGUMENT: &str = "rehearse";
 /// For documentation (RFC 5737): nobody's.
-const SERVER: [u8; 4] = [198, 51, 100, 1];
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// It takes some thirty; a mistake must not hold up a bake.
 const TURNS: u32 = 1_000;
 
@@ -32,7 +32,7 @@ fn rehearse() -> Result<bool, Errno> {
     let nonblocking = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (port, host) = net::socketpair(AddressFamily::UNIX, SocketType::STREAM, nonblocking, None)?;
     let mut role = Role::start(rustix::stdio::stdin(), port.as_fd()).map_err(|_| Errno::IO)?;
-    let to = |address: [u8; 4], port| SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::from(address), port));
+    let to = |address, port| SocketAddr::V4(SocketAddrV4::new(address, port));
     let stream = net::socket_with(AddressFamily::INET, SocketType::STREAM, nonblocking, None)?;
     let question = net::socket_with(AddressFamily::INET, SocketType::DGRAM, nonblocking, None)?;
     match net::connect(&stream, &to(SERVER, 443)) {

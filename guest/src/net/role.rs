@@ -13,7 +13,7 @@ use crate::net::port::{Gone, Port, BACKLOG_BYTES, BLOCKED_BYTES};
 use crate::net::tcp::Sink;
 use crate::server::now_us;
 use crate::sys;
-use crate::wire;
+use crate::wire::{self, Frame};
 
 /// What the agent starts this process with.
 pub const ARGUMENT: &str = "net";
@@ -165,10 +165,9 @@ impl<'a> Role<'a> {
             let input = self.port.take_input();
             let mut taken = 0;
             while let Some((frame, bytes)) = wire::parse(&input[taken..]).map_err(|error| Ending::Protocol(error.as_str()))? {
-                let handled = match frame.stream % 2 {
-                    _ if frame.stream == 0 => Err("HELLO on a connection that has begun"),
-                    0 => self.flows.on_frame(&frame, &mut self.port, now_us, &mut self.tun),
-                    _ => self.exposures.on_frame(&frame, &mut self.port, now_us),
+                let handled = match is_guests(&frame).map_err(Ending::Protocol)? {
+                    true => self.flows.on_frame(&frame, &mut self.port, now_us, &mut self.tun),
+                    false => self.exposures.on_frame(&frame, &mut self.port, now_us),
                 };
                 handled.map_err(Ending::Protocol)?;
                 taken += bytes;
@@ -193,6 +192,14 @@ impl<'a> Role<'a> {
                 Err(_) => break,
             }
         }
+    }
+}
+
+/// A frame is for one of the flows that the guest opened; else for one of the host's.
+pub fn is_guests(frame: &Frame) -> Result<bool, &'static str> {
+    match frame.stream {
+        0 => Err("HELLO on a connection that has begun"),
+        stream => Ok(stream % 2 == 0),
     }
 }
 

@@ -6,7 +6,7 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, Ipv4Address};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use crate::net::packet::{self, Key, MTU, TUN_HEADER_BYTES};
 
@@ -51,12 +51,12 @@ pub enum Progress {
 impl Connection {
     /// Answers `syn`, a packet with the key `key`. Each buffer has `buffer_bytes`.
     pub fn accept(key: Key, syn: &[u8], buffer_bytes: usize, seed: u64, now_us: u64, sink: &mut dyn Sink) -> Self {
-        let address = Ipv4Address::from(key.address);
+        let address = IpAddress::from(key.address);
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut Link { packet: None, sink }, instant(now_us));
         interface.update_ip_addrs(|addresses| {
-            let _ = addresses.push(IpCidr::new(IpAddress::Ipv4(address), 32));
+            let _ = addresses.push(IpCidr::new(address, if key.address.is_ipv6() { 128 } else { 32 }));
         });
         let buffer = || SocketBuffer::new(vec![0; buffer_bytes]);
         let mut socket = Socket::new(buffer(), buffer());
@@ -65,7 +65,7 @@ impl Connection {
         socket.set_ack_delay(None);
         socket.set_keep_alive(Some(KEEP_ALIVE));
         // A fresh socket on a port that is not 0 can listen.
-        let _ = socket.listen(IpListenEndpoint { addr: Some(IpAddress::Ipv4(address)), port: key.port });
+        let _ = socket.listen(IpListenEndpoint { addr: Some(address), port: key.port });
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         let mut connection = Connection { interface, sockets, handle, queued: VecDeque::new(), is_ending: false, has_fin: false };
@@ -248,8 +248,8 @@ impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         let (mut f, mut result) = (Some(f), None);
         self.0.send_with(TUN_HEADER_BYTES + length, &mut |packet| {
-            packet::mark_tcp(packet);
             result = f.take().map(|f| f(&mut packet[TUN_HEADER_BYTES..]));
+            packet::mark_tcp(packet);
         });
         match result {
             Some(result) => result,
