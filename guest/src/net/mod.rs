@@ -2,6 +2,8 @@
 mod credit;
 mod exposed;
 mod flows;
+#[cfg(test)]
+mod fuzz_tests;
 mod packet;
 mod port;
 pub mod rehearsal;
