@@ -14,7 +14,7 @@ const ESCAPE_MS = 50;
 /** Colours off, cursor shown: whatever stood on the screen when the process ends must not go on. */
 const PLAIN = "\x1b[0m\x1b[?25h";
 
-/** What comes so soon was typed before, when the terminal made line feeds of Enter. */
+/** What comes first, or so soon, was typed before, when the terminal made line feeds of Enter. */
 const BEFORE_RAW_MS = 100;
 const LINE_FEED = 10, CARRIAGE_RETURN = 13;
 
@@ -44,6 +44,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   #escape: ReturnType<typeof setTimeout> | undefined;
   #isRaw = false;
   #rawSinceMs = 0;
+  #isFirst = true;
   #isEnded = false;
 
   /** Takes the terminal over until disposed. `output` must be the terminal that standard input is. */
@@ -144,9 +145,11 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
   }
 
   #take(bytes: Uint8Array): void {
+    // A busy host may come to it late: what the terminal kept until then is one piece.
+    const isEarly = this.#isFirst || performance.now() - this.#rawSinceMs < BEFORE_RAW_MS;
+    this.#isFirst = false;
     if (this.#taker !== undefined) return this.#taker.onBytes(bytes);
     clearTimeout(this.#escape);
-    const isEarly = performance.now() - this.#rawSinceMs < BEFORE_RAW_MS;
     for (const key of this.#decoder.push(isEarly ? bytes.map((byte) => byte === LINE_FEED ? CARRIAGE_RETURN : byte) : bytes)) {
       this.#push(key);
     }
@@ -173,6 +176,7 @@ export class ProcessTerminal implements EditorTerminal, Disposable {
     process.stdin.setRawMode(true);
     this.#isRaw = true;
     this.#rawSinceMs = performance.now();
+    this.#isFirst = true;
     this.#output.write(PASTE_ON);
   }
 
