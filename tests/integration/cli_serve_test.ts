@@ -52,6 +52,9 @@ testVm("runs and sessions use a server that answers, say so in --debug, and leav
   await server.says("every warm VM is ready");
   const warm = JSON.parse((await own.sbx(["run", "--json", "-l", "raw", "echo hi"])).stdout);
   assert.deepEqual([warm.stdout, warm.start, warm.timing.boot_ms], ["hi\n", "warm", 0]);
+  const code = "import os; print(sorted(os.listdir('/sys/class/net')))";
+  const networked = JSON.parse((await own.sbx(["run", "--json", "--network", "--expose", "80", "-c", code])).stdout);
+  assert.deepEqual([networked.stdout, networked.start, networked.exposed_ports[0].internal], ["['lo', 'sbx0']\n", "warm", 80]);
   for (const args of [["run", "--debug", "-l", "raw", "echo hi"], ["session", "--debug", "-l", "raw"]]) {
     const used = await own.sbx(args);
     assert.equal(used.code, 0, used.stderr);

@@ -7,14 +7,14 @@ import type { Language, NetworkEvent, Session } from "../../src/mod.ts";
 import { observed } from "../../src/net/observe.ts";
 import { noLeftovers } from "../support/leftovers.ts";
 import { certificatesFor, withEnvironment } from "../support/net_services.ts";
-import { missingPrograms, runAsService, secureNginx, sshService } from "../support/real_services.ts";
+import { missingPrograms, noSshServer, runAsService, secureNginx, sshService } from "../support/real_services.ts";
 import { reasonToSkip, withScheduler } from "../support/scheduler.ts";
 import { wheels } from "../support/wheels.ts";
 
-const options = (...programs: readonly string[]) => {
+const options = (missing?: string) => {
   // Minutes of an emulated machine, for clients that are the same with either: network_services_test.ts runs under both.
   const isSecond = process.versions["bun"] !== undefined ? "runs under Deno alone" : undefined;
-  const skip = isSecond ?? reasonToSkip() ?? missingPrograms(...programs);
+  const skip = isSecond ?? reasonToSkip() ?? missing;
   return skip === undefined ? { timeout: 600_000 } : { skip };
 };
 
@@ -36,22 +36,25 @@ async function succeeds(session: Session, code: string): Promise<string> {
   return stdout;
 }
 
-test("clients: requests and httpx by HTTP/1.1 and HTTP/2, each with one connection for all", options("nginx"), async (t) => {
-  const certificates = certificatesFor(t, ["api.example.com"]);
-  withEnvironment(t, {
-    SSL_CERT_FILE: certificates.authorityFile,
-    NODE_EXTRA_CA_CERTS: undefined,
-    HTTPS_PROXY: undefined,
-    https_proxy: undefined,
-  });
-  const { port } = await secureNginx(t, certificates, { fileBytes: 1_000_000 });
-  await withScheduler(
-    async (scheduler) => {
-      await using session = await scheduler.session({ language: "python", memoryMb: 512, allowedDomains: ["api.example.com"] });
-      if (!await withLibraries(t, session)) return;
-      const out = await succeeds(
-        session,
-        `import sys; sys.path.insert(0, 'lib')
+test(
+  "clients: requests and httpx by HTTP/1.1 and HTTP/2, each with one connection for all",
+  options(missingPrograms("nginx")),
+  async (t) => {
+    const certificates = certificatesFor(t, ["api.example.com"]);
+    withEnvironment(t, {
+      SSL_CERT_FILE: certificates.authorityFile,
+      NODE_EXTRA_CA_CERTS: undefined,
+      HTTPS_PROXY: undefined,
+      https_proxy: undefined,
+    });
+    const { port } = await secureNginx(t, certificates, { fileBytes: 1_000_000 });
+    await withScheduler(
+      async (scheduler) => {
+        await using session = await scheduler.session({ language: "python", memoryMb: 512, allowedDomains: ["api.example.com"] });
+        if (!await withLibraries(t, session)) return;
+        const out = await succeeds(
+          session,
+          `import sys; sys.path.insert(0, 'lib')
 import httpx, requests
 with requests.Session() as client:
     for n in (1, 2, 3): print(client.get(f'https://api.example.com/{n}', timeout=30).text, end='')
@@ -63,23 +66,24 @@ for http2 in (False, True):
 try: requests.get('https://other.example.org/', timeout=30)
 except requests.ConnectionError: print('no such host')
 `,
-      );
-      assert.deepEqual(out.trim().split("\n"), [
-        ...[1, 2, 3].map((n) => `HTTP/1.1 api.example.com /${n} ${n}`),
-        "1000000",
-        "HTTP/1.1 api.example.com /4 1",
-        "HTTP/1.1 api.example.com /5 2",
-        "1000000",
-        "HTTP/2.0 api.example.com /4 1",
-        "HTTP/2.0 api.example.com /5 2",
-        "1000000",
-        "no such host",
-      ]);
-    },
-    {},
-    { networkHosts: { "api.example.com:443": `127.0.0.1:${port}` } },
-  );
-});
+        );
+        assert.deepEqual(out.trim().split("\n"), [
+          ...[1, 2, 3].map((n) => `HTTP/1.1 api.example.com /${n} ${n}`),
+          "1000000",
+          "HTTP/1.1 api.example.com /4 1",
+          "HTTP/1.1 api.example.com /5 2",
+          "1000000",
+          "HTTP/2.0 api.example.com /4 1",
+          "HTTP/2.0 api.example.com /5 2",
+          "1000000",
+          "no such host",
+        ]);
+      },
+      {},
+      { networkHosts: { "api.example.com:443": `127.0.0.1:${port}` } },
+    );
+  },
+);
 
 /** What git calls in place of ssh: `ssh USER@HOST COMMAND`. */
 const SSH = `
@@ -101,42 +105,46 @@ while data := channel.recv(65536):
 os._exit(channel.recv_exit_status())
 `;
 
-test("clients: git pushes and clones over ssh through a rule with its port", options("sshd", "ssh-keygen", "git"), async (t) => {
-  const ssh = await sshService(t);
-  runAsService(ssh.directory, "git", "init", "-q", "--bare", "-b", "main", "repository.git");
-  await withScheduler(
-    async (scheduler) => {
-      await using session = await scheduler.session({
-        language: "python",
-        memoryMb: 512,
-        allowedDomains: ["git.example.com:22"],
-        env: { HOST_KEY: ssh.hostKey },
-      });
-      if (!await withLibraries(t, session)) return;
-      await session.writeFile("ssh.py", SSH);
-      await session.writeFile("key", ssh.key, { mode: 0o600 });
-      const url = `ssh://${ssh.user}@git.example.com${ssh.directory}/repository.git`;
-      await succeeds(
-        session,
-        `import os, subprocess
+test(
+  "clients: git pushes and clones over ssh through a rule with its port",
+  options(noSshServer() ?? missingPrograms("git")),
+  async (t) => {
+    const ssh = await sshService(t);
+    runAsService(ssh.directory, "git", "init", "-q", "--bare", "-b", "main", "repository.git");
+    await withScheduler(
+      async (scheduler) => {
+        await using session = await scheduler.session({
+          language: "python",
+          memoryMb: 512,
+          allowedDomains: ["git.example.com:22"],
+          env: { HOST_KEY: ssh.hostKey },
+        });
+        if (!await withLibraries(t, session)) return;
+        await session.writeFile("ssh.py", SSH);
+        await session.writeFile("key", ssh.key, { mode: 0o600 });
+        const url = `ssh://${ssh.user}@git.example.com${ssh.directory}/repository.git`;
+        await succeeds(
+          session,
+          `import os, subprocess
 os.environ.update(GIT_SSH_COMMAND='python3 /home/user/ssh.py', GIT_SSH_VARIANT='simple')
 def git(*args, at='.'):
     return subprocess.run(['git', '-c', 'user.name=x', '-c', 'user.email=x@example.com', *args], cwd=at, check=True, capture_output=True, text=True).stdout
 git('init', '-q', '-b', 'main', 'first')
 open('first/random.bin', 'wb').write(os.urandom(300_000))
 git('add', '.', at='first'); git('commit', '-qm', 'one', at='first'); git('push', '-q', ${JSON.stringify(url)}, 'main', at='first')`,
-      );
-      const out = await succeeds(
-        session,
-        `git('clone', '-q', ${JSON.stringify(url)}, 'second')
+        );
+        const out = await succeeds(
+          session,
+          `git('clone', '-q', ${JSON.stringify(url)}, 'second')
 print(open('first/random.bin', 'rb').read() == open('second/random.bin', 'rb').read(), git('log', '--format=%s', at='second').strip())`,
-      );
-      assert.equal(out, "True one\n");
-    },
-    {},
-    { networkHosts: { "git.example.com:22": `127.0.0.1:${ssh.port}` } },
-  );
-});
+        );
+        assert.equal(out, "True one\n");
+      },
+      {},
+      { networkHosts: { "git.example.com:22": `127.0.0.1:${ssh.port}` } },
+    );
+  },
+);
 
 /** Small ones, without anything that they need. */
 const MANAGERS: ReadonlyArray<{ readonly name: string; readonly language: Language; readonly code: string; readonly says: string }> = [

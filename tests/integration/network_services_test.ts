@@ -8,11 +8,11 @@ import test, { type TestContext } from "node:test";
 import type { NetworkEvent, NetworkHosts, RunRequest, Scheduler } from "../../src/mod.ts";
 import { noLeftovers } from "../support/leftovers.ts";
 import { certificatesFor, withEnvironment } from "../support/net_services.ts";
-import { missingPrograms, postgresService, secureNginx, sshService } from "../support/real_services.ts";
+import { missingPrograms, noSshServer, postgresService, secureNginx, sshService } from "../support/real_services.ts";
 import { reasonToSkip, withScheduler } from "../support/scheduler.ts";
 
-const options = (...programs: readonly string[]) => {
-  const skip = reasonToSkip() ?? missingPrograms(...programs);
+const options = (missing?: string) => {
+  const skip = reasonToSkip() ?? missing;
   return skip === undefined ? { timeout: 300_000 } : { skip };
 };
 
@@ -52,7 +52,7 @@ const FILE_BYTES = 4_000_000;
 
 test(
   "services: nginx over TLS by HTTP/1.1 and HTTP/2, with many requests on a connection and many at once",
-  options("nginx"),
+  options(missingPrograms("nginx")),
   async (t) => {
     const hosts = await nginx(t, ["api.example.com", "cdn.example.com"], FILE_BYTES);
     await inVms(hosts, async (run) => {
@@ -108,13 +108,16 @@ class Postgres:
         return self.rows()
 `;
 
-test("services: PostgreSQL through a rule with its port, and through no other", options("initdb", "postgres"), async (t) => {
-  const { port } = await postgresService(t);
-  await inVms({ "db.example.com": `127.0.0.1:${port}` }, async (run) => {
-    const { out, err, events } = await run({
-      language: "python",
-      allowedDomains: ["db.example.com:5432"],
-      code: `${POSTGRES_CLIENT}
+test(
+  "services: PostgreSQL through a rule with its port, and through no other",
+  options(missingPrograms("initdb", "postgres")),
+  async (t) => {
+    const { port } = await postgresService(t);
+    await inVms({ "db.example.com": `127.0.0.1:${port}` }, async (run) => {
+      const { out, err, events } = await run({
+        language: "python",
+        allowedDomains: ["db.example.com:5432"],
+        code: `${POSTGRES_CLIENT}
 db = Postgres('db.example.com', 5432)
 db.query('create table numbers as select n, repeat(n::text, 20) as text from generate_series(1, 20000) n')
 print(db.query('select count(*), sum(n), sum(length(text)) from numbers'))
@@ -124,20 +127,21 @@ for other in (5433, 80, 443):
     try: Postgres('db.example.com', other)
     except ConnectionRefusedError: print('refused', other)
 `,
+      });
+      assert.deepEqual([err, out], [
+        "",
+        "[['20000', '200010000', '1777880']]\n20000 20000 True\nrefused 5433\nrefused 80\nrefused 443\n",
+      ]);
+      assert.deepEqual(events.filter(({ verdict }) => verdict === "refused").map(({ kind, reason, port }) => [kind, reason, port]), [
+        ["tcp", "port", 5433],
+        ["tcp", "port", 80],
+        ["tcp", "port", 443],
+      ]);
     });
-    assert.deepEqual([err, out], [
-      "",
-      "[['20000', '200010000', '1777880']]\n20000 20000 True\nrefused 5433\nrefused 80\nrefused 443\n",
-    ]);
-    assert.deepEqual(events.filter(({ verdict }) => verdict === "refused").map(({ kind, reason, port }) => [kind, reason, port]), [
-      ["tcp", "port", 5433],
-      ["tcp", "port", 80],
-      ["tcp", "port", 443],
-    ]);
-  });
-});
+  },
+);
 
-test("services: an ssh server is greeted, and offers its keys, through a rule with its port", options("sshd", "ssh-keygen"), async (t) => {
+test("services: an ssh server is greeted, and offers its keys, through a rule with its port", options(noSshServer()), async (t) => {
   const { port } = await sshService(t);
   await inVms({ "git.example.com:22": `127.0.0.1:${port}` }, async (run) => {
     const { out, err } = await run({

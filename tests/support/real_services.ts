@@ -96,6 +96,11 @@ export interface SshService extends RealService {
   readonly hostKey: string;
 }
 
+/** Why there can be no server of ssh; undefined when there can: whoever logs in needs a shell, and servers do not run as root. */
+export function noSshServer(): string | undefined {
+  return missingPrograms("sshd", "ssh-keygen") ?? (accountOf().hasShell ? undefined : "needs an account that is not root and has a shell");
+}
+
 /** OpenSSH's server, for the user that it runs as. */
 export async function sshService(t: TestContext): Promise<SshService> {
   const keys = temporaryDirectory(t), at = (name: string) => path.join(keys, name);
@@ -164,12 +169,13 @@ async function stop(child: ChildProcess, ended: Promise<void>): Promise<void> {
   await ended;
 }
 
-/** An account that is not root, with a shell: servers refuse the one or ask for the other. */
-function accountOf(): { readonly name: string; readonly uid: number; readonly gid: number } {
-  const { username, uid, gid } = os.userInfo();
-  if (uid !== 0) return { name: username, uid, gid };
-  const id = (option: string) => Number(execFileSync("id", [option, "postgres"], { encoding: "utf8" }));
-  return { name: "postgres", uid: id("-u"), gid: id("-g") };
+/** Who servers run as: not root, which some of them refuse to be. With a shell, where one of Debian's accounts for servers has one. */
+function accountOf(): { readonly name: string; readonly uid: number; readonly gid: number; readonly hasShell: boolean } {
+  const { username, uid, gid, shell } = os.userInfo();
+  if (uid !== 0) return { name: username, uid, gid, hasShell: !!shell };
+  const line = /^postgres:[^:]*:(\d+):(\d+):.*:(\/.*)$/m.exec(readFileSync("/etc/passwd", "utf8"));
+  if (!line) return { name: "nobody", uid: 65_534, gid: 65_534, hasShell: false };
+  return { name: "postgres", uid: Number(line[1]), gid: Number(line[2]), hasShell: !/(?:nologin|false)$/.test(line[3] ?? "") };
 }
 
 function asService(): readonly string[] {
