@@ -67,15 +67,19 @@ export class Qmp {
   ): Promise<number> {
     await this.execute("migrate-set-capabilities", MAPPED_RAM, signal);
     await this.execute("migrate-set-parameters", { ...UNLIMITED, "multifd-channels": 2, "downtime-limit": DOWNTIME_MS }, signal);
-    if (!isLive) await this.execute("stop", undefined, signal);
-    const stoppedAt = isLive ? undefined : performance.now();
-    await this.execute("migrate", { uri }, signal);
-    const settle = setTimeout(() => {
-      // A monitor that has gone is noticed by whoever waits for the migration.
-      this.execute("migrate-set-parameters", { "downtime-limit": SETTLED_DOWNTIME_MS }).catch(() => {});
-    }, SETTLE_MS);
+    let stoppedAt: number | undefined, settle: ReturnType<typeof setTimeout> | undefined;
     let downtimeMs: number, endedAt: number;
+    // What was sent is done whether its answer is waited for or not: from here on whoever leaves lets the machine go on.
     try {
+      if (!isLive) {
+        await this.execute("stop", undefined, signal);
+        stoppedAt = performance.now();
+      }
+      await this.execute("migrate", { uri }, signal);
+      settle = setTimeout(() => {
+        // A monitor that has gone is noticed by whoever waits for the migration.
+        this.execute("migrate-set-parameters", { "downtime-limit": SETTLED_DOWNTIME_MS }).catch(() => {});
+      }, SETTLE_MS);
       ({ downtimeMs, endedAt } = await this.#migrated(signal));
     } catch (error) {
       await this.#giveUp().catch(() => {}); // It is lost, and whoever uses it notices.
@@ -101,6 +105,7 @@ export class Qmp {
       const state = await this.execute("query-migrate", undefined, signal) as Record<string, unknown> | null;
       const { status, downtime, "error-desc": reason } = state ?? {};
       if (status === "completed") return { downtimeMs: Number(downtime) || 0, endedAt };
+      if (status === undefined || status === "none") throw new QmpError("no migration has begun");
       if (status === "failed" || status === "cancelled") throw new QmpError(`migration ${status}: ${String(reason ?? "no reason given")}`);
       await delay(SAVE_POLL_MS, signal);
     }

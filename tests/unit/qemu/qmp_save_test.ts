@@ -5,8 +5,12 @@ import test from "node:test";
 import { Qmp, QmpError } from "../../../src/qemu/qmp.ts";
 import { settled } from "../../support/waiting.ts";
 
-/** The wire boundary: a monitor whose migrations go through `states`, of which the last stays. */
-function connect(states: readonly Record<string, unknown>[], onCommand: (name: string) => void = () => {}) {
+/** The wire boundary: a monitor whose migrations go through `states`, of which the last stays, and that refuses some commands. */
+function connect(
+  states: readonly Record<string, unknown>[],
+  onCommand: (name: string) => void = () => {},
+  refused: readonly string[] = [],
+) {
   const commands: string[] = [];
   let looks = 0, rest = "";
   const pipe = new Duplex({
@@ -19,7 +23,8 @@ function connect(states: readonly Record<string, unknown>[], onCommand: (name: s
         if (commands.at(-1) !== execute) commands.push(execute); // A look that is repeated counts once.
         const isLook = execute === "query-migrate" || execute === "query-status";
         const answer = isLook ? states[Math.min(looks++, states.length - 1)] : {};
-        pipe.push(new TextEncoder().encode(`${JSON.stringify({ return: answer })}\n`));
+        const message = refused.includes(execute) ? { error: { desc: "refused" } } : { return: answer };
+        pipe.push(new TextEncoder().encode(`${JSON.stringify(message)}\n`));
         onCommand(execute);
       }
       done();
@@ -53,6 +58,31 @@ test("qmp: a save that is given up is cancelled, and the machine goes on", async
   });
   await assert.rejects(settled(qmp.saveWhole("file:/x", { isLive: true, signal: stop.signal }), "the save"), /given up/);
   assert.deepEqual(commands(), [...SETUP, "migrate", "query-migrate", "migrate_cancel", "query-migrate", "cont"]);
+});
+
+test("qmp: a save that is given up before its migration is known to run is cancelled too, and the machine goes on", async () => {
+  for (const isLive of [true, false]) {
+    for (const moment of [...SETUP, ...(isLive ? [] : ["stop"]), "migrate"]) {
+      const stop = new AbortController();
+      let looks: readonly Record<string, unknown>[] = [{}];
+      if (moment === "migrate") looks = [{ status: "active" }, { status: "cancelled" }];
+      const { qmp, commands } = connect(looks, (name) => {
+        if (name === moment) stop.abort(new Error("given up"));
+      });
+      await assert.rejects(settled(qmp.saveWhole("file:/x", { isLive, signal: stop.signal }), `the save given up at ${moment}`), /given up/);
+      const sent = [...SETUP, ...(isLive ? [] : ["stop"]), "migrate"], all = sent.slice(0, sent.indexOf(moment) + 1);
+      const hasBegun = !SETUP.includes(moment);
+      assert.deepEqual(commands(), hasBegun ? [...all, "migrate_cancel", "query-migrate", "cont"] : all, `${moment}, live: ${isLive}`);
+    }
+  }
+});
+
+test("qmp: a machine whose migration is refused goes on", async () => {
+  for (const isLive of [true, false]) {
+    const { qmp, commands } = connect([{}], undefined, ["migrate"]);
+    await assert.rejects(settled(qmp.saveWhole("file:/x", { isLive }), "the save"), (error) => error instanceof QmpError);
+    assert.deepEqual(commands(), [...SETUP, ...(isLive ? [] : ["stop"]), "migrate", "migrate_cancel", "query-migrate", "cont"]);
+  }
 });
 
 test("qmp: a machine that was saved whole goes on once it has loaded and its devices have had their turn", async () => {
