@@ -9,11 +9,11 @@ import type { MachineSource } from "../run/machine.ts";
 import { ClientCheckpoints } from "./client_checkpoints.ts";
 import { Lease } from "./lease.ts";
 
-/** Requests of one client that wait for their answer. */
-const REQUESTS_MAX = 1_024;
+/** Requests of one client that wait for their answer: more than may wait for room, so that it is told of that as by a supply of its own. */
+const REQUESTS_MAX = 16_384;
 /** Of answers that a client does not read. */
 const UNREAD_MAX_BYTES = 4_194_304;
-/** Of a boot log that a client does not read; the rest is dropped. */
+/** Of boot logs and steps of a bake that a client does not read; the rest is dropped. */
 const UNREAD_LOG_MAX_BYTES = 1_048_576;
 const LOG_LINE_CHARS = 16_384;
 
@@ -31,6 +31,8 @@ export class Client {
   readonly #socket: Socket;
   readonly #parts: ServerParts;
   readonly #requests = new Map<number, { readonly request: Request; readonly controller: AbortController }>();
+  /** What is done for them. */
+  readonly #running = new Set<Promise<void>>();
   readonly #leases = new Map<number, Lease>();
   readonly #checkpoints: ClientCheckpoints;
   #hasEnded = false;
@@ -61,12 +63,16 @@ export class Client {
       this.#requests.delete(id);
       writeLine(this.#socket, answer);
     };
-    this.#do(request, controller.signal).then((result) => answer({ id, result }), (error) => answer({ id, error: encodeError(error) }));
+    const running = this.#do(request, controller.signal)
+      .then((result) => answer({ id, result }), (error) => answer({ id, error: encodeError(error) }))
+      .finally(() => this.#running.delete(running));
+    this.#running.add(running);
   }
 
   /** Tells the requests that wait for a template how far it is. */
   tell(progress: LeaseProgress): void {
     for (const [id, { request }] of this.#requests) {
+      if (this.#socket.writableLength > UNREAD_LOG_MAX_BYTES) return;
       const isWaiting = request.method === "lease" || request.method === "prepare";
       if (isWaiting && request.language === progress.language && request.memoryMb === progress.memoryMb) {
         writeLine(this.#socket, { id, progress });
@@ -74,11 +80,13 @@ export class Client {
     }
   }
 
-  /** Ends what the client has and what it waits for; resolves when its VMs are dead. */
+  /** Ends what the client has and what it waits for; resolves when its VMs are dead, and nothing is done for it any more. */
   async end(reason: unknown): Promise<void> {
     this.#hasEnded = true;
     for (const { controller } of this.#requests.values()) controller.abort(reason);
     for (const lease of this.#leases.values()) lease.end();
+    // A VM that is being started, or a checkpoint that is being written, is there afterwards: it goes then.
+    while (this.#running.size > 0) await Promise.allSettled(this.#running);
     await Promise.all([...this.#leases.values()].map((lease) => lease.over));
     await this.#checkpoints.end().catch((error) => this.#parts.log.debug("checkpoints of a client are left", { reason: messageOf(error) }));
   }

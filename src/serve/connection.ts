@@ -18,7 +18,7 @@ export interface ConnectionParts extends ServerParts {
   readonly clients: Set<Client>;
 }
 
-/** One connection. It ends with its socket, or with `end`. */
+/** One connection. It ends with `end`, which is to be called when its socket is closed. */
 export class Connection {
   readonly #socket: Socket;
   readonly #parts: ConnectionParts;
@@ -35,7 +35,6 @@ export class Connection {
     this.#timer = setTimeout(() => this.#refuse(`no proof of who it is within ${HANDSHAKE_TIMEOUT_MS} ms`), HANDSHAKE_TIMEOUT_MS);
     this.#reader = new LineReader(socket, (value) => this.#next(value), (error) => this.#refuse(error.message));
     socket.on("error", () => {}); // That it is over is what counts, and comes with "close".
-    socket.once("close", () => this.end(new Error("the client has gone")));
   }
 
   /** Nobody knows yet who is at its other end. */

@@ -17,9 +17,13 @@ import type { Client } from "./client.ts";
 import { Connection, type ConnectionParts } from "./connection.ts";
 import { lockPlace } from "./running.ts";
 
-/** Connections that have not proven who they are: a flood of them must not take the descriptors of those who have. */
-const STRANGERS_MAX = 64;
+/**
+ * Connections that have not proven who they are. Many commands may come at once; but a flood must not take the descriptors of those who have, of which some
+ * systems give a process no more than 1,024, nor all of them: where there is none left Deno (2.9) stops listening for good.
+ */
+const STRANGERS_MAX = 256;
 const MIB = 1_048_576;
+const LEFT = new CommunicationError("Cannot start a VM: the client has gone");
 
 /** What a server is started with. */
 export interface ServerOptions {
@@ -48,6 +52,7 @@ export class Server implements AsyncDisposable {
     this.place = place;
     this.#listener = listener;
     listener.on("connection", (socket) => this.#accept(socket));
+    listener.on("error", (error) => this.#log.warning("a connection could not be accepted", { reason: messageOf(error) }));
     this.#log = parts.log;
     this.#owned = owned;
     this.#clients = parts.clients;
@@ -91,16 +96,25 @@ export class Server implements AsyncDisposable {
   }
 
   #accept(socket: Socket): void {
-    const strangers = [...this.#connections].filter((connection) => connection.isStranger).length;
-    if (strangers >= STRANGERS_MAX || this.#closed) {
-      if (!this.#closed) this.#log.warning("a connection was refused: too many have not said who they are", { strangers });
+    if (this.#closed) {
       socket.on("error", () => {}); // It is cut off.
       socket.destroy();
       return;
     }
     const connection = new Connection(socket, this.#parts);
     this.#connections.add(connection);
-    socket.once("close", () => this.#connections.delete(connection));
+    this.#boundStrangers();
+    // Until the VMs are dead: who stops the server waits for them, whoever has left by then.
+    socket.once("close", () => void connection.end(LEFT).finally(() => this.#connections.delete(connection)));
+  }
+
+  /** Whoever has said nothing for longest makes room: those who mean it say who they are at once. */
+  #boundStrangers(): void {
+    if (this.#connections.size <= STRANGERS_MAX) return;
+    const strangers = [...this.#connections].filter((connection) => connection.isStranger);
+    if (strangers.length <= STRANGERS_MAX) return;
+    this.#log.warning("a connection was closed: too many have not said who they are", { strangers: strangers.length });
+    void strangers[0]?.end(LEFT);
   }
 
   #status(): ServerStatus {
@@ -133,10 +147,12 @@ async function removeStale(place: ServerPlace, log: Logger): Promise<void> {
 
 function listen(listener: Listener, place: ServerPlace): Promise<void> {
   return new Promise((resolve, reject) => {
-    listener.once("error", (cause) => {
+    const onError = (cause: Error) => {
       reject(new CommunicationError(`Cannot listen at ${place.socket}: ${messageOf(cause)}`, { cause, retry: "never" }));
-    });
+    };
+    listener.once("error", onError);
     listener.listen(place.socket, () => {
+      listener.off("error", onError);
       chmodSync(place.socket, 0o600);
       resolve();
     });

@@ -173,12 +173,7 @@ test("peers that speak garbage, nothing, too much or with a wrong proof are cut 
   assert.equal((await old.heard((line) => "nonce" in line))["version"], VERSION, "it can tell the versions apart");
   old.socket.end();
   await old.closed;
-  // A crowd that says nothing keeps out others who say nothing; it is cut off when its time is over.
-  const crowd = Array.from({ length: 80 }, () => connectRaw(t, place));
-  await Promise.any(crowd.map(({ closed }) => closed));
-  for (const { socket } of crowd) socket.destroy();
-  await Promise.all(crowd.map(({ closed }) => closed));
-  await eventually("the server takes clients again", () => stillServes().then(() => true, () => false));
+  await stillServes();
 });
 
 test("clients we know are held to the rules: ids, sizes, and how much may wait", async (t) => {
@@ -188,7 +183,7 @@ test("clients we know are held to the rules: ids, sizes, and how much may wait",
     ["a name that leads elsewhere", (say) => say({ id: 1, method: "checkpoint_named", name: "../x" })],
     ["a checkpoint by its path", (say) => say({ ...LEASE, checkpoint: { id: "x", name: "/tmp/x" } })],
     ["an id used twice", (say) => [LEASE, LEASE].forEach(say)],
-    ["too many requests", (say) => Array.from({ length: 1_100 }, (_, id) => ({ ...LEASE, id })).forEach(say)],
+    ["too many requests", (say) => Array.from({ length: 16_500 }, (_, id) => ({ ...LEASE, id })).forEach(say)],
   ];
   for (const [name, speak] of broken) {
     const client = await meetRaw(t, shared.place);
