@@ -130,7 +130,11 @@ export class Copies<S extends AsyncDisposable> {
 
   /** `count` sessions that go on from where this one is. All of them, or none. */
   async fork(original: Original, count: number, signal: AbortSignal | undefined): Promise<S[]> {
-    await this.#checkRoom(original, count);
+    const range = "a whole number of at least 1";
+    if (!Number.isSafeInteger(count) || count < 1) {
+      throw new InputValidationError(`Cannot fork: count must be ${range}, got ${shown(count)}`);
+    }
+    await this.checkRoom(original, count);
     await using checkpoint = await this.take(original, { name: undefined, signal });
     const failed = new AbortController(), until = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal;
     const restoring = Array.from({ length: count }, () => checkpoint.restore({ signal: until }));
@@ -144,6 +148,22 @@ export class Copies<S extends AsyncDisposable> {
     await Promise.all(outcomes.map((outcome) => outcome.status === "fulfilled" ? outcome.value[Symbol.asyncDispose]() : undefined));
     signal?.throwIfAborted();
     throw failed.signal.reason;
+  }
+
+  /** Forks wait for room like any VM, but not for room that there can never be: the session itself stays. Throws `VmCapacityError`. */
+  async checkRoom({ request: { memoryMb } }: Original, count: number): Promise<void> {
+    try {
+      await this.#parts.machines.checkMemory(Math.min(memoryMb * (count + 1), Number.MAX_SAFE_INTEGER)); // More than any host has.
+    } catch (cause) {
+      if (!(cause instanceof VmCapacityError)) throw cause;
+      const more = count === 1 ? `another session of ${memoryMb} MB does` : `${count} more sessions of ${memoryMb} MB do`;
+      const message = `Cannot fork: ${more} not fit beside this one: ${cause.message}`;
+      throw new VmCapacityError(message, {
+        retry: "never",
+        hint: count > 1 ? "Fork less at once, use forkMap, or raise memoryOvercommitRatio." : "Raise memoryOvercommitRatio.",
+        cause,
+      });
+    }
   }
 
   /** The checkpoint of that name. */
@@ -162,25 +182,6 @@ export class Copies<S extends AsyncDisposable> {
       restore: (options) => this.restore(stored, options, base),
       remove: () => this.#parts.machines.checkpoints.remove(stored),
     });
-  }
-
-  /** Forks wait for room like any VM, but not for room that there can never be: the session itself stays. */
-  async #checkRoom({ request: { memoryMb } }: Original, count: number): Promise<void> {
-    const range = "a whole number of at least 1";
-    if (!Number.isSafeInteger(count) || count < 1) {
-      throw new InputValidationError(`Cannot fork: count must be ${range}, got ${shown(count)}`);
-    }
-    try {
-      await this.#parts.machines.checkMemory(memoryMb * (count + 1));
-    } catch (cause) {
-      if (!(cause instanceof VmCapacityError)) throw cause;
-      const message = `Cannot fork: ${count} more sessions of ${memoryMb} MB do not fit beside this one: ${cause.message}`;
-      throw new VmCapacityError(message, {
-        retry: "never",
-        hint: "Fork less at once, use forkMap, or raise memoryOvercommitRatio.",
-        cause,
-      });
-    }
   }
 }
 

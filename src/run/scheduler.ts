@@ -106,8 +106,8 @@ export class Scheduler implements AsyncDisposable {
 
   /**
    * Connects to the server of `sbx serve`: the same object, with the same calls and results, and VMs that may be warm. What the server makes VMs
-   * from and how many it admits is its own configuration; `close` ends what this scheduler has started and leaves the server alone; checkpoints are refused with a `SnapshotError`. When the
-   * server goes, its VMs go with it: calls then reject with `CommunicationError`, those under way with `OutcomeUnknownError`, and those of
+   * from and how many it admits is its own configuration; `close` ends what this scheduler has started and leaves the server alone; checkpoints
+   * without a name end with it. When the server goes, its VMs go with it: calls then reject with `CommunicationError`, those under way with `OutcomeUnknownError`, and those of
    * sessions with `SessionClosedError`. Throws `CommunicationError` when no server answers, `SandboxDependencyError` when it is of another
    * version, and `SocketAuthError` when it or its directory cannot be trusted.
    *

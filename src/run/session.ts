@@ -299,6 +299,7 @@ export class Session implements AsyncDisposable, FileAccess {
     options: ForkMapOptions = {},
   ): Promise<O[]> {
     const checked = checkForkMap(inputs, fn, options);
+    await this.#parts.copies.checkRoom(this.#original, Math.min(inputs.length, 1));
     await using checkpoint = await this.checkpoint(checked.signal ? { signal: checked.signal } : {});
     return await forkMap(checkpoint, inputs, fn, checked);
   }
@@ -313,6 +314,7 @@ export class Session implements AsyncDisposable, FileAccess {
     options: RaceOptions = {},
   ): Promise<RaceWinner<T>> {
     const checked = checkRace(candidates, accept, options);
+    await this.#parts.copies.checkRoom(this.#original, 1);
     await using checkpoint = await this.checkpoint(checked.signal ? { signal: checked.signal } : {});
     return await race(checkpoint, candidates, accept, checked);
   }

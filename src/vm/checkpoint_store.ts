@@ -5,7 +5,7 @@ import path from "node:path";
 import { z } from "zod";
 import { messageOf, SnapshotError } from "../base/errors.ts";
 import { PROTOCOL_VERSION } from "../base/limits.ts";
-import { StagedDirectory, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
+import { exists, StagedDirectory, sweepTemporaries, temporaryName, writeFileAtomic } from "../host/files.ts";
 import type { CheckpointFiles, Hypervisor } from "./hypervisor.ts";
 import { RAM_FILE, type RawSave, STATE_FILE, stateDigest } from "./save.ts";
 import { hostCpu } from "./template.ts";
@@ -175,7 +175,7 @@ export class CheckpointStore {
   /** Removes it; what was restored from it runs on. */
   async remove(checkpoint: StoredCheckpoint): Promise<void> {
     const meta = await this.#read(checkpoint.directory);
-    if (meta?.id === checkpoint.id) await fs.rm(checkpoint.directory, { recursive: true, force: true });
+    if (meta?.id === checkpoint.id) await removeWhole(checkpoint.directory, { isDescribed: true });
   }
 
   /** Throws when what is there and `addedBytes` are more than may be kept. */
@@ -245,9 +245,27 @@ async function rename(from: string, to: string, name: string | undefined): Promi
     await fs.rename(from, to);
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code;
-    if (name !== undefined && (code === "ENOTEMPTY" || code === "EEXIST")) throw takenError(name);
-    throw error;
+    if (name === undefined || (code !== "ENOTEMPTY" && code !== "EEXIST")) throw error;
+    if (!await removeWhole(to, { isDescribed: false })) throw takenError(name);
+    await rename(from, to, name);
   }
+}
+
+/**
+ * Under another name first: who dies half-way leaves what the next sweep finds, and not half a checkpoint that has the name for ever. False for one that
+ * has a description where none was to have one: what has none was never listed nor restored.
+ */
+async function removeWhole(directory: string, { isDescribed }: { readonly isDescribed: boolean }): Promise<boolean> {
+  const moved = path.join(path.dirname(directory), temporaryName());
+  try {
+    if (!isDescribed && await exists(path.join(directory, META_FILE))) return false;
+    await fs.rename(directory, moved);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    return true; // Somebody else was first.
+  }
+  await fs.rm(moved, { recursive: true, force: true });
+  return true;
 }
 
 /** Hashes are told apart by their beginning. */

@@ -197,6 +197,29 @@ testIn("a process that is killed leaves its checkpoints to the next one to remov
   await eventually("the next process has removed them", () => readdirSync(path.join(cache, "run")).length === 2);
 });
 
+testIn(
+  "what is left of a checkpoint that somebody began to remove takes no name; what another version described does",
+  async (_t, cache) => {
+    await using scheduler = await open();
+    await using session = await scheduler.session({ language: "raw" });
+    await session.exec("n=1");
+    const place = (name: string) => path.join(cache, "checkpoints", name);
+    for (const name of ["half", "newer"]) {
+      mkdirSync(place(name), { recursive: true, mode: 0o700 });
+      writeFileSync(path.join(place(name), "ram"), "what is left");
+    }
+    writeFileSync(path.join(place("newer"), "meta.json"), JSON.stringify({ format: 99 }));
+    assert.deepEqual(await scheduler.checkpoints(), []);
+    await session.checkpoint({ name: "half" });
+    await using restored = await scheduler.restore("half");
+    assert.equal((await restored.exec("echo $n")).stdout, "1\n");
+    await assert.rejects(session.checkpoint({ name: "newer" }), /there is one of that name/);
+    assert.equal(readFileSync(path.join(place("newer"), "ram"), "utf8"), "what is left");
+    await scheduler.removeCheckpoint("half");
+    assert.deepEqual(readdirSync(path.join(cache, "checkpoints")), ["newer"]);
+  },
+);
+
 testIn("what is kept is bounded, and another copy of QEMU is another QEMU", async (_t, cache) => {
   mkdirSync(path.join(cache, "checkpoints"), { mode: 0o700 });
   const full = path.join(cache, "checkpoints", "full");

@@ -63,12 +63,32 @@ for (const language of ["python", "javascript", "raw"] as const) {
   });
 }
 
+for (const language of ["python", "javascript", "raw"] as const) {
+  test(`${language}: a map and a race go on from where the session is, which stays as it was`, async () => {
+    await using session = await open(language);
+    await session.exec(SET[language]);
+    const add = async (fork: Session, times: number) => {
+      let stdout = "";
+      for (let count = 0; count < times; count += 1) ({ stdout } = await fork.exec(ADD_ONE[language]));
+      return Number(stdout);
+    };
+    assert.deepEqual(await session.forkMap([3, 1, 2], add, { concurrency: 2 }), [3, 1, 2]);
+    const winner = await session.race([ADD_ONE[language], "(", async (fork) => await add(fork, 2)], (result) => result === 2);
+    assert.deepEqual([winner.index, winner.result], [2, 2]);
+    await machinesLeft(1);
+    assert.equal((await session.exec(ADD_ONE[language])).stdout, "1\n");
+  });
+}
+
 test("forkMap gives results in the order of its inputs, with as many forks at once as asked for, and closes all of them", async () => {
   await using session = await open("python");
   await session.exec("base = 100");
   let atOnce = 0, most = 0;
+  const areTwo = Promise.withResolvers<void>();
   const results = await session.forkMap([5, 4, 3, 2, 1], async (fork, input, index) => {
     most = Math.max(most, ++atOnce);
+    if (atOnce === 2) areTwo.resolve();
+    await settled(areTwo.promise, "the second fork beside the first");
     const { value } = await fork.exec(`base += ${input}\nbase`);
     atOnce -= 1;
     return `${index}:${value}`;
@@ -193,6 +213,8 @@ test("forks that can never fit are refused at once; others wait for room as any 
     assert.match(error.message, /^Cannot fork: 3 more sessions of 256 MB do not fit beside this one: /);
     return error.retry === "never";
   });
+  await assert.rejects(session.fork(2 ** 50), VmCapacityError);
+  assert.equal((await session.exec("echo here")).stdout, "here\n");
   const other = await scheduler.session({ language: "raw" });
   const stop = new AbortController();
   let isForked = false;
@@ -217,8 +239,17 @@ test("forks that can never fit are refused at once; others wait for room as any 
   await own.close();
 });
 
-test("a rollback needs no second room, and a session that was rolled back gives its room back once", async () => {
+test("where there is room for the session alone a map and a race are refused at once, and a rollback needs no more", async () => {
   const own = await openSmall(1), { scheduler } = own;
+  {
+    await using session = await scheduler.session({ language: "raw" });
+    for (const call of [() => session.forkMap([1], () => 1), () => session.race(["echo"], () => true), () => session.fork(1)]) {
+      await assert.rejects(settled<unknown>(call(), "the refusal"), (error) => {
+        return error instanceof VmCapacityError && /another session of 256 MB does not fit beside this one/.test(error.message);
+      });
+    }
+    assert.equal((await session.exec("echo here")).stdout, "here\n");
+  }
   for (let count = 0; count < 3; count += 1) {
     await using session = await scheduler.session({ language: "raw" });
     await session.exec("n=1");
