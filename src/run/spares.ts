@@ -29,6 +29,8 @@ export interface SparesParts {
   readonly spawn: (template: Template) => Promise<Vm>;
   /** Kills one, without waiting. */
   readonly end: (vm: Vm) => void;
+  /** How long one is kept that nobody takes. */
+  readonly idleMaxMs?: number;
 }
 
 interface Spare {
@@ -84,7 +86,7 @@ export class Spares {
   }
 
   async #make(template: Template): Promise<void> {
-    const { size, gate, cpus, closing, log, spawn, end } = this.#parts, { key } = template;
+    const { size, gate, cpus, closing, log, spawn, end, idleMaxMs = IDLE_MAX_MS } = this.#parts, { key } = template;
     try {
       // What was asked for goes first: it has been sent when this turn of the event loop is over.
       await new Promise((resolve) => setImmediate(resolve));
@@ -101,7 +103,7 @@ export class Spares {
       const vm = await spawn(template);
       if (closing.aborted || evicted.signal.aborted || vm.isLost) return end(vm);
       room.move();
-      const spare: Spare = { template, vm, reservation, timer: setTimeout(() => this.#end(spare), IDLE_MAX_MS) };
+      const spare: Spare = { template, vm, reservation, timer: setTimeout(() => this.#end(spare), idleMaxMs) };
       this.#spares.set(key, spare);
       for (const signal of [vm.lost, evicted.signal]) signal.addEventListener("abort", () => this.#end(spare), { once: true });
     } catch (error) {

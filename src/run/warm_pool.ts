@@ -12,9 +12,8 @@ import type { Language } from "./request.ts";
 const CALM_MAX_MS = 2_000;
 const BACKOFF_MIN_MS = 500;
 const BACKOFF_MAX_MS = 60_000;
-const HEALTH_INTERVAL_MS = 30_000;
 /** A guest that idles answers in a millisecond; only a host that stands still takes so long. */
-const PING_TIMEOUT_MS = 10_000;
+const HEALTH = { intervalMs: 30_000, timeoutMs: 10_000 };
 /** More than that of a spare: seconds of a processor went into one. */
 const WORTH = 1;
 
@@ -40,6 +39,8 @@ export interface WarmPoolParts {
   readonly isIntact: (template: Template) => Promise<boolean>;
   /** Kills one, without waiting. */
   readonly end: (vm: Vm) => void;
+  /** How often each is looked at, and how long it may take to answer. */
+  readonly health?: { readonly intervalMs: number; readonly timeoutMs: number };
 }
 
 interface Pooled extends Warm {
@@ -55,14 +56,18 @@ export class WarmPool {
   #filling: Promise<void> | undefined;
   /** Those who wait until it is full. */
   #waiting = newWaiting();
-  #failures = 0;
+  /** Languages of which none could be made: how often in a row, and when (`performance.now()`) that is tried again. */
+  readonly #failed = new Map<Language, { readonly count: number; readonly retryAt: number }>();
+  /** Ends the waiting for the next attempt. */
+  #wake: (() => void) | undefined;
   #turn = 0;
 
   /** Begins to fill. Whoever made it awaits `closed` after `closing` has aborted. */
   constructor(parts: WarmPoolParts) {
     this.#parts = parts;
     if (parts.size === 0) return;
-    this.#health = setInterval(() => void this.#check(), HEALTH_INTERVAL_MS);
+    const { intervalMs, timeoutMs } = parts.health ?? HEALTH;
+    this.#health = setInterval(() => void this.#check(timeoutMs), intervalMs);
     parts.closing.addEventListener("abort", () => this.#close(), { once: true });
     this.#fill();
   }
@@ -92,7 +97,7 @@ export class WarmPool {
         { retry: "never", hint: "Lower warmPoolSize or defaultMemoryMb, or raise memoryOvercommitRatio." },
       );
     }
-    if (this.#lacking()) await abortable(this.#waiting.promise, signal);
+    if (this.#lacking().length > 0) await abortable(this.#waiting.promise, signal);
   }
 
   /** Resolves when nothing is being made any more. */
@@ -105,16 +110,17 @@ export class WarmPool {
     return this.#pooled.values().find((pooled) => pooled.language === language && !pooled.vm.isLost);
   }
 
-  /** A language that has too few, by turns: one of which none can be made keeps the others from nothing. */
-  #lacking(): Language | undefined {
+  /** Languages that have too few, by turns: one of which none can be made keeps the others from nothing. */
+  #lacking(): Language[] {
     const { languages, size } = this.#parts;
     const count = (language: Language) => this.#pooled.values().filter((pooled) => pooled.language === language).toArray().length;
     const turn = languages.map((_, at) => languages[(this.#turn + at) % languages.length]).filter((language) => language !== undefined);
-    return turn.find((language) => count(language) < size);
+    return turn.filter((language) => count(language) < size);
   }
 
   #fill(): void {
     if (this.#parts.closing.aborted) return;
+    this.#wake?.();
     this.#filling ??= this.#keepFull().finally(() => this.#filling = undefined);
   }
 
@@ -122,14 +128,20 @@ export class WarmPool {
   async #keepFull(): Promise<void> {
     const { closing, languages } = this.#parts;
     try {
-      for (let language = this.#lacking(); language; language = this.#lacking()) {
+      for (let lacking = this.#lacking(); lacking.length > 0; lacking = this.#lacking()) {
+        closing.throwIfAborted();
+        const retryAt = (language: Language) => this.#failed.get(language)?.retryAt ?? 0;
+        const language = lacking.find((each) => retryAt(each) <= performance.now());
+        if (language === undefined) {
+          await this.#pause(Math.min(...lacking.map(retryAt)) - performance.now());
+          continue;
+        }
         this.#turn = languages.indexOf(language) + 1;
         try {
-          await this.#add(language);
-          this.#failures = 0;
+          if (await this.#add(language)) this.#failed.delete(language);
         } catch (error) {
           closing.throwIfAborted();
-          await this.#onFailure(language, error);
+          this.#onFailure(language, error);
         }
       }
     } catch {
@@ -139,7 +151,21 @@ export class WarmPool {
     this.#waiting = newWaiting();
   }
 
-  async #add(language: Language): Promise<void> {
+  /** Waits for `ms`, or until one is lacking that was not before. */
+  async #pause(ms: number): Promise<void> {
+    const over = new AbortController();
+    this.#wake = () => over.abort();
+    try {
+      await delay(Math.max(1, ms), AbortSignal.any([this.#parts.closing, over.signal]));
+    } catch {
+      this.#parts.closing.throwIfAborted();
+    } finally {
+      this.#wake = undefined;
+    }
+  }
+
+  /** True when one more is in the pool. */
+  async #add(language: Language): Promise<boolean> {
     const { gate, memoryMb, closing, make, end } = this.#parts;
     await this.#calm();
     const evicted = new AbortController();
@@ -148,21 +174,28 @@ export class WarmPool {
     const reservation = gate.reserve(memoryMb, { worth: WORTH, evict }), slot = gate.reserveSlot({ worth: WORTH, evict });
     for (const each of [reservation, slot]) if (each) reserved.use(each);
     // No room for it now: that is no failure, and whoever waits until it is full goes on waiting.
-    if (!reservation || !slot) return await gate.changed(closing);
+    if (!reservation || !slot) {
+      await gate.changed(closing);
+      return false;
+    }
     const signal = AbortSignal.any([closing, evicted.signal]);
     let warm: Warm;
     try {
       warm = await make(language, signal);
     } catch (error) {
-      if (evicted.signal.aborted && !closing.aborted) return;
+      if (evicted.signal.aborted && !closing.aborted) return false;
       throw error;
     }
-    if (signal.aborted || warm.vm.isLost) return end(warm.vm);
+    if (signal.aborted || warm.vm.isLost) {
+      end(warm.vm);
+      return false;
+    }
     reserved.move();
     slot[Symbol.dispose]();
     const pooled: Pooled = { ...warm, language, reservation };
     this.#pooled.add(pooled);
     for (const end of [warm.vm.lost, evicted.signal]) end.addEventListener("abort", () => this.#drop(pooled), { once: true });
+    return true;
   }
 
   /** Waits until nobody works or waits, but no longer than a pool may stay empty. */
@@ -183,15 +216,15 @@ export class WarmPool {
     }
   }
 
-  async #onFailure(language: Language, error: unknown): Promise<void> {
-    const { log, closing } = this.#parts;
+  #onFailure(language: Language, error: unknown): void {
     this.#waiting.reject(
       SandboxError.is(error) ? error : new VmCapacityError(`Cannot fill the warm pool: ${messageOf(error)}`, { cause: error }),
     );
     this.#waiting = newWaiting();
-    this.#failures += 1;
-    if (this.#failures === 1) log.warning("the warm pool cannot be filled; it is tried again", { language, reason: messageOf(error) });
-    await delay(Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (this.#failures - 1)), closing);
+    const isFirst = this.#failed.size === 0, count = (this.#failed.get(language)?.count ?? 0) + 1;
+    this.#failed.set(language, { count, retryAt: performance.now() + Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (count - 1)) });
+    if (!isFirst) return;
+    this.#parts.log.warning("the warm pool cannot be filled; it is tried again", { language, reason: messageOf(error) });
   }
 
   #drop(pooled: Pooled): void {
@@ -201,10 +234,10 @@ export class WarmPool {
     this.#fill();
   }
 
-  async #check(): Promise<void> {
+  async #check(timeoutMs: number): Promise<void> {
     for (const pooled of [...this.#pooled]) {
       const isIntact = this.#parts.isIntact(pooled.template);
-      const answered = pooled.vm.guest.ping(AbortSignal.timeout(PING_TIMEOUT_MS)).then(() => true, () => false);
+      const answered = pooled.vm.guest.ping(AbortSignal.timeout(timeoutMs)).then(() => true, () => false);
       if (!(await isIntact && await answered)) this.#drop(pooled);
     }
   }
