@@ -5,9 +5,12 @@ import path from "node:path";
 import process from "node:process";
 import test, { type TestContext } from "node:test";
 import { cacheDirectory } from "../../src/host/platform.ts";
+import { VERSION } from "../../src/config/version.ts";
 import { placeOf } from "../../src/link/place.ts";
+import { makeSecret, newNonce } from "../../src/link/secret.ts";
 import { Scheduler, type Session } from "../../src/mod.ts";
 import { noLeftovers, runs, temporaryDirectory } from "../support/leftovers.ts";
+import { fakeServer } from "../support/link_peer.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
 import { qemuOf } from "../support/vm.ts";
 import { eventually, settled } from "../support/waiting.ts";
@@ -29,7 +32,9 @@ function home(t: TestContext) {
   };
   return {
     place: placeOf(cacheDir),
-    sbx: (args: readonly string[], more: Record<string, string> = {}) => sbx(args, { env: { ...env, ...more } }),
+    cacheDir,
+    sbx: (args: readonly string[], { stdin, ...more }: Record<string, string> = {}) =>
+      sbx(args, { env: { ...env, ...more }, ...(stdin === undefined ? {} : { stdin }) }),
     start: (args: readonly string[]) => start(args, { env }),
     /** A server that has said that it serves; ended with the test. */
     async serve(...args: readonly string[]): Promise<Started> {
@@ -112,7 +117,7 @@ testVm("a server that is killed with ten VMs leaves none, and its place can be t
   assert.ok((await own.sbx(["run", "--debug", "-l", "raw", "echo hi"])).stderr.includes(USES));
   next.kill("SIGTERM");
   await next.ended;
-  assert.deepEqual(readdirSync(own.place.directory), []);
+  assert.deepEqual([readdirSync(own.place.directory), readdirSync(path.join(own.cacheDir, "run"))], [[], []]);
 });
 
 testVm("a server that dies under a command ends what runs on it, and the command goes on by itself", async (t) => {
@@ -123,6 +128,66 @@ testVm("a server that dies under a command ends what runs on it, and the command
   const { code, stdout } = await settled(command.ended, "the command");
   const [first, second] = JSON.parse(stdout);
   assert.deepEqual([code, first.error.code, second.stdout], [125, "SBX_OUTCOME_UNKNOWN", "second\n"]);
+});
+
+testVm(
+  "what answers in a server's place, and is none of ours or of another version, is not used: the command runs by itself",
+  async (t) => {
+    const welcome = { version: "0.0.1", pid: 1, nonce: newNonce(), proof: "0".repeat(64), config: {} };
+    const answers: ReadonlyArray<readonly [string, RegExp]> = [
+      [`${JSON.stringify(welcome)}\n`, /not using the server .*must be of version \S+, got 0\.0\.1/],
+      [`${JSON.stringify({ ...welcome, version: VERSION })}\n`, /not using the server .*does not know the secret/],
+      ["\0\n", /not using the server .*a line is JSON/],
+    ];
+    for (const [answer, says] of answers) {
+      const own = home(t);
+      await fakeServer(t, own.place, () => answer);
+      await makeSecret(own.place.secret);
+      const run = await own.sbx(["run", "--debug", "-l", "raw", "echo hi"]);
+      assert.deepEqual([run.code, run.stdout], [0, "hi\n"], run.stderr);
+      assert.match(run.stderr, says);
+    }
+  },
+);
+
+/** A prompt's program in each language: what a checkpoint, a rollback and a fork show of a variable. */
+const PROMPTS = {
+  python: ["n = 1", "n = 2", "print(n)", "n += 40; print(n)"],
+  javascript: ["let n = 1", "void (n = 2)", "console.log(n)", "n += 40; console.log(n)"],
+  raw: ["n=1", "n=2", "echo $n", "n=$((n + 40)); echo $n"],
+} as const;
+
+testVm("commands of a prompt save, copy and roll back VMs, of a server too, in each language", async (t) => {
+  const own = home(t), server = await own.serve("--warm", "0");
+  for (const [language, [one, two, show, add]] of Object.entries(PROMPTS)) {
+    const lines = [
+      one,
+      ":checkpoint",
+      two,
+      ":fork",
+      add,
+      ":checkpoint kept",
+      ":quit",
+      show,
+      ":rollback 1",
+      show,
+      ":rollback kept",
+      show,
+      ":forget kept",
+    ];
+    for (const args of language === "javascript" ? [[], ["--no-serve"]] : [[]]) {
+      const stdin = lines.map((line) => `${line}\n`).join("");
+      const { code, stdout, stderr } = await own.sbx(["session", "--debug", "-l", language, ...args], { stdin });
+      assert.deepEqual([code, stdout, stderr.includes(USES)], [0, "42\n2\n1\n42\n", args.length === 0], `${language} ${args}: ${stderr}`);
+    }
+  }
+  await eventually("nothing of them is left", async () => {
+    const { vms } = JSON.parse((await own.sbx(["serve", "--status", "--json"])).stdout);
+    return vms === 0 && readdirSync(path.join(own.cacheDir, "checkpoints")).length === 0;
+  });
+  server.kill("SIGTERM");
+  await server.ended;
+  assert.deepEqual(readdirSync(path.join(own.cacheDir, "run")), []);
 });
 
 testVm("a server that hangs is not waited for", async (t) => {
