@@ -69,7 +69,10 @@ test("qmp: a save that is given up before its migration is known to run is cance
       const { qmp, commands } = connect(looks, (name) => {
         if (name === moment) stop.abort(new Error("given up"));
       });
-      await assert.rejects(settled(qmp.saveWhole("file:/x", { isLive, signal: stop.signal }), `the save given up at ${moment}`), /given up/);
+      await assert.rejects(
+        settled(qmp.saveWhole("file:/x", { isLive, signal: stop.signal }), `the save given up at ${moment}`),
+        /given up/,
+      );
       const sent = [...SETUP, ...(isLive ? [] : ["stop"]), "migrate"], all = sent.slice(0, sent.indexOf(moment) + 1);
       const hasBegun = !SETUP.includes(moment);
       assert.deepEqual(commands(), hasBegun ? [...all, "migrate_cancel", "query-migrate", "cont"] : all, `${moment}, live: ${isLive}`);
