@@ -9,8 +9,6 @@ import type { MachineSource } from "../run/machine.ts";
 import { ClientCheckpoints } from "./client_checkpoints.ts";
 import { Lease } from "./lease.ts";
 
-/** Requests of one client that wait for their answer: more than may wait for room, so that it is told of that as by a supply of its own. */
-const REQUESTS_MAX = 16_384;
 /** Of answers that a client does not read. */
 const UNREAD_MAX_BYTES = 4_194_304;
 /** Of boot logs and steps of a bake that a client does not read; the rest is dropped. */
@@ -21,6 +19,8 @@ const LOG_LINE_CHARS = 16_384;
 export interface ServerParts {
   readonly machines: MachineSource;
   readonly log: Logger;
+  /** How many requests of a client may wait for their answer. */
+  readonly requestsMax: number;
   /** What can be connected to, by the token that opens it. */
   readonly doors: Map<string, Lease["attach"]>;
   status(): ServerStatus;
@@ -54,7 +54,8 @@ export class Client {
   take(value: unknown): void {
     const request = readMessage(requestSchema, value, "a request"), { id } = request;
     if (request.method === "cancel") return this.#requests.get(id)?.controller.abort(new CommunicationError("it was cancelled"));
-    if (this.#requests.size >= REQUESTS_MAX) throw new LineError(`at most ${REQUESTS_MAX} requests may wait for their answer`);
+    const { requestsMax } = this.#parts;
+    if (this.#requests.size >= requestsMax) throw new LineError(`at most ${requestsMax} requests may wait for their answer`);
     if (this.#requests.has(id) || this.#leases.has(id)) throw new LineError(`the id ${id} is used already`);
     if (this.#socket.writableLength > UNREAD_MAX_BYTES) throw new LineError(`at most ${UNREAD_MAX_BYTES} bytes of answers may be unread`);
     const controller = new AbortController();

@@ -22,6 +22,8 @@ import { lockPlace } from "./running.ts";
  * systems give a process no more than 1,024, nor all of them: where there is none left Deno (2.9) stops listening for good.
  */
 const STRANGERS_MAX = 256;
+/** More than may wait for room, so that a client is told of that as by a supply of its own. */
+const REQUESTS_MAX = 16_384;
 const MIB = 1_048_576;
 const LEFT = new CommunicationError("Cannot start a VM: the client has gone");
 
@@ -31,6 +33,8 @@ export interface ServerOptions {
   readonly log: Logger;
   /** Default: that of the configuration's cache directory. */
   readonly place?: ServerPlace;
+  /** How many requests of a client may wait for their answer. Default 16,384. */
+  readonly requestsMax?: number;
 }
 
 /** A server that runs. Disposing ends its VMs, waits for their death and leaves no file but its directory. */
@@ -63,7 +67,7 @@ export class Server implements AsyncDisposable {
    * Starts a server. Throws `ServerRunningError` when one runs at that place, `SocketAuthError` when its directory cannot be trusted, `AssetError`
    * when the images are missing. The caller owns it.
    */
-  static async start({ config, log, place = placeOf(config.cacheDir) }: ServerOptions): Promise<Server> {
+  static async start({ config, log, place = placeOf(config.cacheDir), requestsMax = REQUESTS_MAX }: ServerOptions): Promise<Server> {
     await using scope = new Scope();
     await makePlace(place);
     scope.use("lock", await lockPlace(place));
@@ -77,7 +81,7 @@ export class Server implements AsyncDisposable {
     const secret = await makeSecret(place.secret), shared = await sharedConfig(config);
     const listener = net.createServer();
     await listen(listener, place);
-    return new Server({ machines, log, secret, shared, clients }, { place, listener, owned: scope.move() });
+    return new Server({ machines, log, secret, shared, clients, requestsMax }, { place, listener, owned: scope.move() });
   }
 
   /** Resolves when as many VMs are kept ready as were asked for. */

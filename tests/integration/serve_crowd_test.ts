@@ -102,6 +102,18 @@ testIn("as many calls may wait over a server as in one process, and those that a
   assert.equal((await settled(scheduler.run(RUN), "a run when there is room")).stdout, "on\n");
 });
 
+testIn("a client with more requests than may wait is cut off, with its VM, and another is served", async (t, place) => {
+  await using _server = await Server.start({ config: resolveConfig(memoryFor(1)), log, place, requestsMax: 50 });
+  const client = await meetRaw(t, place);
+  client.say(LEASE);
+  await client.heard(isAnswer(1));
+  for (let id = 2; id < 52; id += 1) client.say({ ...LEASE, id });
+  client.say({ id: 52, method: "status" });
+  await client.closed;
+  assert.ok(!client.lines.some(isAnswer(52)));
+  await stillServes(place);
+});
+
 testIn("a client that reads neither its VM's bytes nor its answers holds up nobody, and is bounded", async (t, place) => {
   await using _server = await serve(place);
   const client = await meetRaw(t, place);
