@@ -55,7 +55,9 @@ const RULE_HINT =
 
 /** True when `rule` covers `name`, which is in its normal spelling, whatever the port. */
 export function covers(rule: DomainRule, name: string): boolean {
-  return name.endsWith(`.${rule.name}`) || (!rule.isBelowOnly && name === rule.name);
+  if (!name.endsWith(rule.name)) return false;
+  const before = name.length - rule.name.length;
+  return before === 0 ? !rule.isBelowOnly : name[before - 1] === ".";
 }
 
 /** What of `name` a guest could choose freely although the rule is there: all before the rule's own name. */

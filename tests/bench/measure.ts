@@ -3,7 +3,7 @@
 /** What one benchmark found. */
 export interface Measurement {
   readonly name: string;
-  readonly unit: "ms" | "MB" | "MB/s";
+  readonly unit: "ms" | "µs" | "KB" | "MB" | "MB/s" | "/s";
   readonly samples: readonly number[];
 }
 

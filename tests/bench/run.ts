@@ -7,6 +7,7 @@ import { destroy, manyAtOnce, manyWithPool, runFromSpare, runFromTemplate, runWa
 import { copies, savePause } from "./checkpoint_cases.ts";
 import { type Measurement, median, quantile } from "./measure.ts";
 import { runServed } from "./serve_cases.ts";
+import { exposedRequests, networkRequests, networkStreams, policyDecision } from "./network_cases.ts";
 import { executeBesideEcho, guestMemory, largeTransfers, longSession, outputDelay, smallFiles } from "./session_cases.ts";
 
 const LANGUAGES: readonly Language[] = ["python", "javascript", "raw"];
@@ -45,6 +46,8 @@ add(...await version(repetitions), ...await commandLineRun(repetitions), ...awai
 add(...await executeBesideEcho(bench, 10 * repetitions), await outputDelay(bench, 3 * repetitions));
 add(...await largeTransfers(bench, Math.ceil(repetitions / 4)), ...await guestMemory(bench, 2));
 add(...await smallFiles(bench, Math.ceil(repetitions / 4)), ...await longSession(bench, 500 * repetitions));
+add(...await networkStreams(bench, Math.ceil(repetitions / 4)), ...await networkRequests(Math.ceil(repetitions / 4)));
+add(...await exposedRequests(repetitions), await policyDecision(repetitions));
 add(await savePause(bench, repetitions), ...await copies(repetitions));
 // A second look at the floor: the machine is shared, and a floor that moved says how far the ratios can be trusted.
 add({ ...await floor(bench, 2 * repetitions), name: "F again, at the end" });

@@ -177,7 +177,8 @@ export async function longSession(bench: Bench, count: number): Promise<Measurem
   ];
 }
 
-async function* zeros(byteCount: number): AsyncGenerator<Uint8Array, void, void> {
+/** So many zeros, in pieces. */
+export async function* zeros(byteCount: number): AsyncGenerator<Uint8Array, void, void> {
   const piece = new Uint8Array(262_144);
   for (let rest = byteCount; rest > 0; rest -= piece.length) yield piece.subarray(0, Math.min(rest, piece.length));
 }
