@@ -75,7 +75,7 @@ test("faults: a peer that never accepts is given up by its client, and nothing e
   await withPeers([await fullService(t), await service(t, echo)], async (python) => {
     const out = await python(`import time
 def wait():
-    try: socket.create_connection(('a.example.com', 9000), 3)
+    try: socket.create_connection(('a.example.com', 9000), 8)
     except TimeoutError: print('given up')
 waiting = threading.Thread(target=wait); waiting.start()
 other = connect('b'); other.sendall(b'echo'); print(other.recv(4), waiting.is_alive())
