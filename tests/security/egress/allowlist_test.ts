@@ -1,5 +1,6 @@
 /** Egress with an allowlist: everything that hostile code tries from a real VM is refused, told, and has reached nobody. */
 import assert from "node:assert/strict";
+import os from "node:os";
 import test, { type TestContext } from "node:test";
 import type { NetworkEvent } from "../../../src/mod.ts";
 import { all, assertOutcomes, ATTACK_TOOLS, type Expected } from "../../support/attacks.ts";
@@ -70,6 +71,7 @@ const reasons = (events: readonly NetworkEvent[]) =>
   new Set(events.filter(({ verdict }) => verdict !== "allowed").map(({ kind, reason }) => `${kind} ${reason}`));
 
 test("egress: addresses, names and ports that were not given", options(), async (t) => {
+  const own = Object.values(os.networkInterfaces()).flat().find((entry) => entry?.family === "IPv4" && !entry.internal)?.address;
   const { events, got } = await attack(
     t,
     `
@@ -78,7 +80,9 @@ yardstick(tcp(address('db.example.com'), 5432))
 for name, to, port in [('literal', '93.184.216.34', 443), ('foreign address', '203.0.113.66', 443), ('private', '10.0.0.1', 80), ('loopback of the host', '10.83.0.1', 22),
                        ('metadata', '169.254.169.254', 80), ('host name port', address('api.example.com'), 22), ('database port', address('db.example.com'), 443),
                        ('name on another port', '203.0.113.5', 443), ('carrier', '100.64.0.1', 443), ('multicast', '224.0.0.1', 80), ('broadcast', '255.255.255.255', 80), ('benchmarks', '198.19.0.1', 80),
-                       ('reserved', '240.0.0.1', 80), ('this network', '0.1.2.3', 80), ('broadcast of the link', '10.83.0.3', 80), ('port zero', '203.0.113.5', 0)]:
+                       ('reserved', '240.0.0.1', 80), ('this network', '0.1.2.3', 80), ('broadcast of the link', '10.83.0.3', 80), ('port zero', '203.0.113.5', 0), ('an address of the host', '${
+      own ?? "10.0.0.1"
+    }', 22)]:
     attempt(name, tcp(to, port, b'x'))
 for name, to in [('datagram to reserved', '240.0.0.1'), ('datagram to many', '224.0.0.251'), ('datagram to all', '255.255.255.255'), ('datagram to this network', '0.1.2.3')]:
     attempt(name, udp(to, 5353, b'x'))
@@ -89,7 +93,7 @@ for name in ['::1', 'fe80::1%sbx0', '::ffff:203.0.113.66', '2001:db8::1', '64:ff
 `,
     {
       ...all(["literal", "foreign address", "private", "loopback of the host", "metadata", "host name port", "database port"], "refused"),
-      ...all(["name on another port", "carrier", "port zero"], "refused"),
+      ...all(["name on another port", "carrier", "port zero", "an address of the host"], "refused"),
       ...all(["benchmarks", "reserved", "this network"], "EHOSTUNREACH"),
       // The guest's own kernel refuses these: there is no packet.
       ...all(["multicast", "broadcast", "broadcast of the link"], "ENETUNREACH"),
@@ -103,6 +107,7 @@ for name in ['::1', 'fe80::1%sbx0', '::ffff:203.0.113.66', '2001:db8::1', '64:ff
   for (
     const reason of [
       "tcp not-resolved",
+      ...(own === undefined ? [] : ["tcp own"]),
       "tcp private",
       "tcp metadata",
       "tcp port",
