@@ -112,6 +112,8 @@ pub enum Fatal {
     PowerOff,
     /// A system call that the agent cannot do without failed.
     System(&'static str, rustix::io::Errno),
+    /// The kernel's command line asks for what there is not.
+    Parameter(String),
     /// The language's process never became ready.
     Repl(String),
 }
@@ -119,6 +121,7 @@ pub enum Fatal {
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Fatal::Parameter(what) => f.write_str(what),
             Fatal::Protocol(what) => write!(f, "protocol error: {what}"),
             Fatal::HostGone => f.write_str("the host closed the control port"),
             Fatal::Silence => f.write_str("the host was silent for too long"),

@@ -8,7 +8,7 @@ use rustix::mount::{self, MountFlags};
 use crate::cgroup::Group;
 use crate::confine::{GROUP_ID, USER_ID};
 use crate::error::{Action, Fatal};
-use crate::{memory, sys};
+use crate::{layer, memory, sys};
 
 /// Where the root file system is mounted before it becomes the root.
 const ROOT: &str = "/root";
@@ -69,15 +69,17 @@ pub fn start() -> Result<Machine, Fatal> {
     mount_kernel_views()?;
     make_devices()?;
     mount_memory_file_systems()?;
+    let command_line = std::fs::read_to_string("/root/proc/cmdline").unwrap_or_default();
+    layer::mount(&command_line)?;
     switch_root()?;
     let cgroup = make_cgroup();
-    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     Ok(Machine { devices, sysfs, cgroup, command_line })
 }
 
 /// What need not be there before the REPL starts, and is before anybody's code runs.
 pub fn finish(machine: &Machine) {
     memory::make_swap(machine);
+    layer::add_memory(machine);
     for (name, value) in SYSCTLS {
         // A kernel built without the feature has no such file, and nothing to restrict.
         let _ = write_file(&format!("/proc/sys/{name}"), value);
@@ -203,7 +205,7 @@ pub fn write_file(path: &str, text: &str) -> Result<(), rustix::io::Errno> {
     rustix::io::write(&file, text.as_bytes()).map(drop)
 }
 
-fn mount(kind: &str, target: &str, flags: MountFlags, data: &CStr) -> Result<(), Fatal> {
+pub fn mount(kind: &str, target: &str, flags: MountFlags, data: &CStr) -> Result<(), Fatal> {
     mount::mount(kind, target, kind, flags, data).action("mount a file system")
 }
 
@@ -218,7 +220,7 @@ fn open_directory(path: &str) -> Result<OwnedFd, Fatal> {
     fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).action("open a directory")
 }
 
-fn to_c_string(text: &str) -> CString {
+pub fn to_c_string(text: &str) -> CString {
     // The texts are ours and hold no NUL.
     CString::new(text).unwrap_or_default()
 }

@@ -13,6 +13,7 @@ mod files;
 mod home;
 mod hygiene;
 mod init;
+mod layer;
 mod limits;
 mod link;
 mod memory;

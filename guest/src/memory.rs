@@ -74,9 +74,23 @@ fn try_make_swap(machine: &Machine, bytes: u64) -> Result<(), Errno> {
     // lz4 is the kernel's default here; asking for it fails where it is the only one.
     let _ = write_at(&machine.sysfs, "block/zram0/comp_algorithm", b"lz4");
     write_at(&machine.sysfs, "block/zram0/disksize", bytes.to_string().as_bytes())?;
-    write_at(&machine.devices, "zram0", &swap_header(bytes / PAGE_BYTES))?;
+    swap_to(machine, "zram0", bytes)
+}
+
+/// Swap on a whole disk; of less use than compressed memory, so it comes after that.
+pub fn swap_to_disk(machine: &Machine, disk: &str) -> Result<(), Errno> {
+    swap_to(machine, disk, disk_bytes(disk)?)
+}
+
+pub fn disk_bytes(disk: &str) -> Result<u64, Errno> {
+    let sectors = std::fs::read_to_string(format!("/sys/class/block/{disk}/size")).map_err(|_| Errno::NODEV)?;
+    sectors.trim().parse::<u64>().map(|sectors| sectors * 512).map_err(|_| Errno::INVAL)
+}
+
+fn swap_to(machine: &Machine, name: &str, bytes: u64) -> Result<(), Errno> {
+    write_at(&machine.devices, name, &swap_header(bytes / PAGE_BYTES))?;
     // swapon takes a path, and the kernel's device file system has none any more.
-    let device = fs::openat(&machine.devices, "zram0", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let device = fs::openat(&machine.devices, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let path = std::ffi::CString::new(format!("/proc/self/fd/{}", device.as_raw_fd())).unwrap_or_default();
     crate::sys::swap_on(&path)
 }

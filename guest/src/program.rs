@@ -46,7 +46,7 @@ const VERSIONS_FILE: &str = "/etc/sbx/versions.json";
 const HOME: &str = "/home/user";
 /// What every program of the user starts with.
 pub const ENVIRONMENT: [&str; 7] = [
-    "PATH=/home/user/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PATH=/home/user/.local/bin:/opt/packages/bin:/opt/packages/node_modules/.bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME=/home/user",
     "USER=user",
     "LOGNAME=user",

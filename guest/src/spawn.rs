@@ -348,6 +348,6 @@ mod tests {
         let name = |text: &str| CString::new(text).expect("no NUL");
         assert_eq!(texts(&candidates(&name("./x"))), ["./x"]);
         let found = candidates(&name("ls"));
-        assert_eq!((texts(&found)[0], found.len()), ("/home/user/.local/bin/ls", 7));
+        assert_eq!((texts(&found)[0], found.len()), ("/home/user/.local/bin/ls", 9));
     }
 }

@@ -87,6 +87,8 @@ case $language in
       usr/lib/python3.14/config-3.14-*/libpython* usr/lib/valgrind
     # Old database formats (sqlite3 and dbm.dumb stay) and the library for embedding.
     rm -f usr/lib/python3.14/lib-dynload/_dbm.* usr/lib/python3.14/lib-dynload/_gdbm.* "$libs"/libpython3.14.so*
+    # What a layer of packages holds is imported by every Python of the guest, as from a site directory of its own.
+    echo 'import os, site; os.path.isdir("/opt/packages") and os.listdir("/opt/packages") and site.addsitedir("/opt/packages")' > usr/lib/python3/dist-packages/sbx-packages.pth
     # Only our own interpreter's byte code, not the optimised variants.
     find usr/lib/python3* \( -name '*.opt-1.pyc' -o -name '*.opt-2.pyc' \) -delete
     ;;
@@ -94,6 +96,8 @@ case $language in
     # Programs that call node get Bun, which answers to that name.
     ln -sf bun usr/bin/bunx
     ln -sf bun usr/bin/node
+    # Modules of a layer are found from wherever a program lies.
+    ln -sfn /opt/packages/node_modules node_modules
     ;;
 esac
 
@@ -108,14 +112,14 @@ printf '127.0.0.1\tlocalhost sandbox\n' > etc/hosts
 ln -sfn /run/resolv.conf etc/resolv.conf
 rm -f etc/mtab etc/machine-id
 ln -sf /proc/self/mounts etc/mtab
-rm -rf tmp run home dev proc sys mnt var/tmp var/run var/lock root
-mkdir -p tmp run home/user dev proc sys mnt root
+rm -rf tmp run home dev proc sys mnt opt var/tmp var/run var/lock root
+mkdir -p tmp run home/user dev proc sys mnt root opt/packages
 ln -sfn /tmp var/tmp
 ln -sfn /run var/run
 ln -sfn /run/lock var/lock
 
 find . -xdev -type l ! -exec test -e {} \; -print 2>/dev/null | while read -r link; do
   # A link into what was removed; links that only resolve inside the guest begin with a slash.
-  case $(readlink "$link") in /*) [ -e ".$(readlink "$link")" ] || case $(readlink "$link") in /proc/* | /run* | /tmp*) ;; *) rm -f "$link" ;; esac ;; *) rm -f "$link" ;; esac
+  case $(readlink "$link") in /*) [ -e ".$(readlink "$link")" ] || case $(readlink "$link") in /proc/* | /run* | /tmp* | /opt/packages/*) ;; *) rm -f "$link" ;; esac ;; *) rm -f "$link" ;; esac
 done
 find . -xdev -name '*.dpkg-*' -delete

@@ -37,6 +37,8 @@ const entry = z.object({
   packages: z.record(z.string(), z.string()).optional(),
   /** Bytes by what takes them, before compression. */
   contents: z.record(z.string(), z.number()).optional(),
+  /** Where the package manager inside goes when nobody tells it otherwise. */
+  registry: z.url({ protocol: /^https?$/ }).optional(),
 });
 const schema = z.object({
   schema: z.literal(1),

@@ -202,8 +202,8 @@ class Publisher {
   add(result: StageResult): Promise<void> {
     for (const [name, { size, sha256 }] of Object.entries(result.files)) {
       const { kind, language } = KINDS[name] ?? unknownFile(name);
-      const { versions, packages, contents } = result;
-      const more = { ...(packages ? { packages } : {}), ...(contents ? { contents } : {}) };
+      const { versions, packages, contents, registry } = result;
+      const more = { ...(packages ? { packages } : {}), ...(contents ? { contents } : {}), ...(registry ? { registry } : {}) };
       const entry = { size, sha256, kind, ...(language ? { language } : {}), versions, ...more };
       this.#manifest.files[name] = entry;
       this.#sources.set(name, path.join(result.directory, name));

@@ -48,6 +48,7 @@ export interface StageFacts {
   readonly versions: Readonly<Record<string, string>>;
   readonly packages?: Readonly<Record<string, string>>;
   readonly contents?: Readonly<Record<string, number>>;
+  readonly registry?: string;
 }
 
 /** A stage's kept result. */

@@ -7,6 +7,7 @@ import { type ImageLanguage, ROOT_IMAGE_NAMES } from "./assets.ts";
 import { RELEASE_EXPIRED, sourceLine } from "./apt.ts";
 import { requirements, uvWheel } from "./lock.ts";
 import { fetchNpmPackage } from "./npm.ts";
+import { defaultRegistry } from "./registry.ts";
 import { fingerprint } from "./sources.ts";
 import type { Stage, StageContext } from "./stage.ts";
 import { makeVenv, takeRecipe, type Workshop } from "./stages_machine.ts";
@@ -74,10 +75,11 @@ export async function rootfsStage(shop: Workshop, language: ImageLanguage): Prom
       context.step("leaving out what is not needed", 60);
       await context.exec(["sh", path.join(recipe, "prune.sh"), tree, language]);
       await context.exec(["sh", path.join(recipe, "check.sh"), tree]);
-      const contents = await measure(tree);
+      const contents = await measure(tree), registry = await registryOf(language, tree);
       context.step("compressing", 70);
       await context.exec(["mkfs.erofs", ...EROFS_OPTIONS, path.join(context.out, ROOT_IMAGE_NAMES[language]), tree], { isSilent: true });
-      return { versions: { ...versions, ...named(installed) }, packages: { ...installed, ...versions }, contents };
+      const facts = { versions: { ...versions, ...named(installed) }, packages: { ...installed, ...versions }, contents };
+      return registry === undefined ? facts : { ...facts, registry };
     },
   };
 }
@@ -182,6 +184,12 @@ async function installExtras(context: StageContext, tree: string): Promise<void>
     await fs.rename(path.join(extras, name), target);
     await fs.chmod(target, 0o755);
   }
+}
+
+/** The registry of the image's package manager, as its own program has it. */
+async function registryOf(language: ImageLanguage, tree: string): Promise<string | undefined> {
+  const program = ({ python: "uv", javascript: "bun", raw: undefined } as const)[language];
+  return program === undefined ? undefined : defaultRegistry(program, await fs.readFile(path.join(tree, "usr/bin", program)));
 }
 
 /** Bytes by what takes them. */

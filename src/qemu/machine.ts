@@ -36,6 +36,13 @@ export type Memory =
 /** What the guest's memory is called where it is in a file. */
 export const RAM_NAME = "ram";
 
+/** What the machine has besides its root: a disk with packages, or what a layer of packages is made with. */
+export type Layer =
+  /** Raw, read-only. */
+  | { readonly kind: "packages"; readonly path: string }
+  /** Where memory goes that is too much, and where the layer is written to. */
+  | { readonly kind: "workshop"; readonly scratch: string; readonly result: string };
+
 /** QEMU's buffer for translated code, which counts as data whether used or not. Saved translations only fit one of the same size. */
 export const TRANSLATION_BUFFER_MIB = 512;
 
@@ -53,6 +60,7 @@ export interface MachineSpec {
   readonly firmware: string;
   /** Raw, read-only. */
   readonly rootImage: string;
+  readonly layer?: Layer | undefined;
   readonly start: Start;
   /** `socket`: virtio console on `CONSOLE_FD`. `serial`: the same from the first instruction on, for diagnosis. `none`: dropped. */
   readonly console: "socket" | "serial" | "none";
@@ -73,6 +81,7 @@ export function machineArgs(spec: MachineSpec): string[] {
     ...["-chardev", `socket,id=qmp,fd=${QMP_FD}`, "-mon", "chardev=qmp,mode=control"],
     ...["-drive", `id=root,if=none,format=raw,readonly=on,file.locking=off,file=${escaped(spec.rootImage)}`],
     ...["-device", "virtio-blk-device,drive=root"],
+    ...layerOptions(spec.layer),
     ...["-device", "virtio-serial-device,max_ports=3"],
     ...consoleOptions(spec.console),
     ...["-chardev", `socket,id=control,fd=${CONTROL_FD}`, "-device", "virtserialport,chardev=control,nr=1,name=sbx.control"],
@@ -92,13 +101,15 @@ export function kernelCommandLine(
     readonly hasNanosecondTsc: boolean;
     /** Somebody wants the kernel's log: the agent repeats it on the console, which comes too late for most of it. */
     readonly isLogged: boolean;
+    readonly layer?: Layer["kind"] | undefined;
   },
 ): string {
   const console = options.console === "serial" ? "console=ttyS0 ignore_loglevel" : "console=hvc0 quiet";
   const timers = "no_timer_check lapic_timer_hz=1000000000 lpj=13000000";
   // Our own QEMU's emulated counter runs at 1 GHz (images/qemu/patches); any other must be measured.
   const tsc = options.hasNanosecondTsc ? " tsc_early_khz=1000000 tsc=reliable" : "";
-  return `${console} reboot=t panic=-1 ${timers}${tsc}${options.isLogged ? " sbx.log=1" : ""} sbx.language=${options.language}`;
+  const layer = options.layer === undefined ? "" : ` sbx.layer=${options.layer}`;
+  return `${console} reboot=t panic=-1 ${timers}${tsc}${options.isLogged ? " sbx.log=1" : ""}${layer} sbx.language=${options.language}`;
 }
 
 function machineType(spec: MachineSpec): string {
@@ -137,6 +148,17 @@ function consoleOptions(console: MachineSpec["console"]): string[] {
   const backend = console === "none" ? "null,id=console" : `socket,id=console,fd=${CONSOLE_FD}`;
   if (console === "serial") return ["-chardev", backend, "-serial", "chardev:console"];
   return ["-chardev", backend, "-device", "virtconsole,chardev=console,nr=0"];
+}
+
+function layerOptions(layer: Layer | undefined): string[] {
+  if (layer === undefined) return [];
+  const disk = (id: string, path: string, access: string) => [
+    ...["-drive", `id=${id},if=none,format=raw,file.locking=off,${access},file=${escaped(path)}`],
+    ...["-device", `virtio-blk-device,drive=${id}`],
+  ];
+  if (layer.kind === "packages") return disk("packages", layer.path, "readonly=on");
+  // Nothing of either is of use after the machine's end but what has been read back from it.
+  return [...disk("scratch", layer.scratch, "cache=unsafe"), ...disk("result", layer.result, "cache=unsafe")];
 }
 
 function netOption(spec: MachineSpec): string {

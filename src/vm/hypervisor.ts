@@ -1,6 +1,6 @@
 /** Hypervisor: which files and host facts every launch of one scheduler uses, found once; and what one launch may ask. */
 import type { ConfinementLayers } from "../qemu/confine.ts";
-import { kernelCommandLine } from "../qemu/machine.ts";
+import { kernelCommandLine, type Layer } from "../qemu/machine.ts";
 import type { Candidate } from "../qemu/probe.ts";
 import type { Qemu } from "../qemu/probe.ts";
 import type { Platform } from "../host/platform.ts";
@@ -77,6 +77,8 @@ export interface LaunchRequest {
   readonly language: string;
   readonly memoryMiB: number;
   readonly origin: Origin;
+  /** Packages, or what is needed to install them. A clone's must be its template's. */
+  readonly layer?: Layer | undefined;
   /** Gets the kernel's and agent's log as it comes. */
   readonly onConsole?: (bytes: Uint8Array) => void;
   /** Its QEMU gets a directory to save it to: the one place that it can write to. Nothing that boots can be saved. Default false. */
@@ -92,13 +94,14 @@ export interface LaunchRequest {
 /** The kernel's command line for `request`; that of a bake decides the template's key. */
 export function commandLineFor(
   hypervisor: Hypervisor,
-  request: Pick<LaunchRequest, "language" | "isDiagnostic" | "onConsole"> & { readonly origin: Pick<Origin, "kind"> },
+  request: Pick<LaunchRequest, "language" | "isDiagnostic" | "onConsole" | "layer"> & { readonly origin: Pick<Origin, "kind"> },
 ): string {
   return kernelCommandLine({
     language: request.language,
     console: request.isDiagnostic ? "serial" : "socket",
     hasNanosecondTsc: isOwnEmulator(hypervisor),
     isLogged: !request.isDiagnostic && (request.origin.kind === "bake" || request.onConsole !== undefined),
+    layer: request.layer?.kind,
   });
 }
 

@@ -10,7 +10,17 @@ import { spawnError } from "../host/ask.ts";
 import { Child } from "../host/process.ts";
 import { VmCgroup } from "../qemu/cgroup.ts";
 import { confine, type ConfinedFile } from "../qemu/confine.ts";
-import { CONSOLE_FD, CONTROL_FD, machineArgs, type MachineSpec, type Memory, netFd, QMP_FD, type Start } from "../qemu/machine.ts";
+import {
+  CONSOLE_FD,
+  CONTROL_FD,
+  type Layer,
+  machineArgs,
+  type MachineSpec,
+  type Memory,
+  netFd,
+  QMP_FD,
+  type Start,
+} from "../qemu/machine.ts";
 import { Qmp } from "../qemu/qmp.ts";
 import { Console } from "./console.ts";
 import {
@@ -115,6 +125,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
     memory: memoryOf(request.origin),
     firmware: files.firmware.path,
     rootImage,
+    layer: request.layer,
     start: startOf(hypervisor, request),
     console: !vm.hasConsole ? "none" : request.isDiagnostic ? "serial" : "socket",
     hasNet: request.hasNet ?? false,
@@ -127,6 +138,7 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
     files: [
       { path: files.firmware.path, access: "ro" },
       { path: rootImage, access: "ro" },
+      ...layerFiles(request.layer),
       ...originFiles(hypervisor, request),
       ...(vm.savesDirectory === undefined ? [] : [{ path: vm.savesDirectory, access: "rw" } as const]),
     ],
@@ -134,6 +146,12 @@ function commandOf(hypervisor: Hypervisor, request: LaunchRequest, vm: VmNames):
     memoryMiB: request.memoryMiB,
     ...(vm.cgroupDirectory === undefined ? {} : { cgroupDirectory: vm.cgroupDirectory }),
   });
+}
+
+function layerFiles(layer: Layer | undefined): ConfinedFile[] {
+  if (layer === undefined) return [];
+  if (layer.kind === "packages") return [{ path: layer.path, access: "ro" }];
+  return [layer.scratch, layer.result].map((path) => ({ path, access: "rw" }));
 }
 
 function originFiles(hypervisor: Hypervisor, { origin }: LaunchRequest): ConfinedFile[] {

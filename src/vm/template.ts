@@ -7,7 +7,7 @@ import { z } from "zod";
 import { ONCE } from "../base/schema.ts";
 import { PROTOCOL_VERSION } from "../base/limits.ts";
 import { FileLock, LOCK_PREFIX, StagedDirectory, sweepLocks, sweepTemporaries, writeFileAtomic } from "../host/files.ts";
-import { commandLineFor, type Hypervisor, type TemplateFiles } from "./hypervisor.ts";
+import { type AssetFile, commandLineFor, type Hypervisor, type TemplateFiles } from "./hypervisor.ts";
 
 /** Raised when what is in a template changes without any of its other inputs doing so. */
 const TEMPLATE_VERSION = 3;
@@ -42,9 +42,16 @@ const metaSchema = z.object({
 /** The identity of the template for `language` with `memoryMiB` on this host. */
 export function templateIdentity(
   hypervisor: Hypervisor,
-  request: { readonly language: string; readonly memoryMiB: number; readonly warmUp: string },
+  request: {
+    readonly language: string;
+    readonly memoryMiB: number;
+    readonly warmUp: string;
+    /** The packages it has, by their layer's hash. */
+    readonly layer?: AssetFile | undefined;
+  },
 ): TemplateIdentity {
-  const { files, qemu, candidate } = hypervisor;
+  const { files, qemu, candidate } = hypervisor, { layer } = request;
+  const disk = layer === undefined ? undefined : { kind: "packages", path: layer.path } as const;
   const inputs = {
     version: TEMPLATE_VERSION,
     protocol: PROTOCOL_VERSION,
@@ -55,7 +62,8 @@ export function templateIdentity(
     initrd: files.initrd.sha256,
     firmware: files.firmware.sha256,
     rootImage: files.rootImage(request.language).sha256,
-    commandLine: commandLineFor(hypervisor, { language: request.language, origin: { kind: "bake" } }),
+    layer: layer?.sha256,
+    commandLine: commandLineFor(hypervisor, { language: request.language, origin: { kind: "bake" }, layer: disk }),
     qemu: { version: qemu.version, fingerprint: qemu.fingerprint },
     candidate,
     // Under emulation QEMU makes the CPU, so the same template starts on any host; with an accelerator the host's CPU shows through.

@@ -73,7 +73,8 @@ test("processes: they run as the user, confined as everything the user runs", as
 
 test("processes: env and cwd are theirs alone, over the session's", async () => {
   const read = "echo $SESSION-$OWN-$PATH-$TERM; pwd";
-  const path = "/home/user/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+  const path =
+    "/home/user/.local/bin:/opt/packages/bin:/opt/packages/node_modules/.bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
   assert.equal((await outcomeOf(await sh(read)))[0], `s--${path}-dumb\n/home/user\n`);
   assert.equal((await outcomeOf(await sh(read, { env: { OWN: "o", SESSION: "x" }, cwd: "/tmp" })))[0], `x-o-${path}-dumb\n/tmp\n`);
   assert.equal((await outcomeOf(await sh(read)))[0], `s--${path}-dumb\n/home/user\n`);

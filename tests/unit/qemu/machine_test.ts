@@ -34,6 +34,34 @@ const valuesOf = (spec: MachineSpec, name: string): string[] => {
   return args.flatMap((arg, at) => arg === name ? [args[at + 1] ?? ""] : []);
 };
 
+const PACKAGES = { ...CLONE, layer: { kind: "packages", path: "/layers/a,b.erofs" } } as const;
+const WORKSHOP = { ...BOOT, layer: { kind: "workshop", scratch: "/w/scratch", result: "/w/result" } } as const;
+
+test("a disk with packages follows the root, raw and read-only; without packages there is none", () => {
+  assert.deepEqual(valuesOf(CLONE, "-drive").length, 1);
+  const [root, packages, ...others] = valuesOf(PACKAGES, "-drive");
+  assert.match(root ?? "", /^id=root,/);
+  assert.match(packages ?? "", /^id=packages,if=none,format=raw,.*readonly=on.*,file=\/layers\/a,,b\.erofs$/);
+  assert.deepEqual(others, []);
+  assert.deepEqual(valuesOf(PACKAGES, "-device").slice(0, 2), ["virtio-blk-device,drive=root", "virtio-blk-device,drive=packages"]);
+});
+
+test("a workshop writes to its own two disks, never to its root", () => {
+  const drives = valuesOf(WORKSHOP, "-drive");
+  assert.deepEqual(drives.map((drive) => [/id=(\w+)/.exec(drive)?.[1], drive.includes("readonly=on")]), [
+    ["root", true],
+    ["scratch", false],
+    ["result", false],
+  ]);
+  for (const drive of drives) assert.match(drive, /format=raw/);
+});
+
+test("the kernel is told of a layer, and of none where there is none", () => {
+  const options = { language: "raw", console: "socket", hasNanosecondTsc: false, isLogged: false } as const;
+  assert.doesNotMatch(kernelCommandLine(options), /sbx\.layer/);
+  assert.match(kernelCommandLine({ ...options, layer: "workshop" }), / sbx\.layer=workshop sbx\.language=raw$/);
+});
+
 test("every machine is sandboxed, has no device of QEMU's own choice, no network, and a disk that cannot be written", () => {
   for (const spec of ALL) {
     const args = machineArgs(spec);

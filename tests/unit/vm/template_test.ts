@@ -318,6 +318,8 @@ test("templateIdentity: the same inputs give the same key, whatever does not rea
   assert.match(key, /^[0-9a-f]{64}$/);
   assert.equal(templateIdentity({ ...hypervisor(), ownerToken: "other" }, request).key, key);
   assert.deepEqual(templateIdentity(hypervisor(), request), { language: "python", memoryMiB: 256, key });
+  const keyOf = (path: string) => templateIdentity(hypervisor(), { ...request, layer: { path, sha256: "1" } }).key;
+  assert.equal(keyOf("/a"), keyOf("/b"), "a layer is its content");
 });
 
 test("templateIdentity: every input that reaches the machine changes the key", () => {
@@ -327,9 +329,9 @@ test("templateIdentity: every input that reaches the machine changes the key", (
   }] as const;
   const keys = [
     ...changes.map((change) => templateIdentity(hypervisor(change), request).key),
-    ...[{ language: "raw" }, { memoryMiB: 257 }, { warmUp: "1" }, {}].map((change) =>
-      templateIdentity(hypervisor(), { ...request, ...change }).key
-    ),
+    ...[{ language: "raw" }, { memoryMiB: 257 }, { warmUp: "1" }, { layer: { path: "/a", sha256: "1" } }, {
+      layer: { path: "/a", sha256: "2" },
+    }, {}].map((change) => templateIdentity(hypervisor(), { ...request, ...change }).key),
   ];
   assert.equal(new Set(keys).size, keys.length);
 });
