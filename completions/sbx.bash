@@ -24,11 +24,12 @@ _sbx() {
     fi
     case "$command" in
     "run")
-        options="-l --language -c --code -t --timeout -m --memory -e --env --network --allow-domain --expose --network-log --network-observe --upload --download --json -q --quiet --debug --no-serve -j --jobs -h --help -V --version"
+        options="-l --language -c --code -p --package --upgrade --no-validation --no-preload -t --timeout -m --memory -e --env --network --allow-domain --expose --network-log --network-observe --upload --download --json -q --quiet --debug --no-serve -j --jobs -h --help -V --version"
         files=1
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
         -c|--code) values=- ;;
+        -p|--package) values=- ;;
         -t|--timeout) values=- ;;
         -m|--memory) values=- ;;
         -e|--env) values=- ;;
@@ -41,9 +42,10 @@ _sbx() {
         esac
         ;;
     "session")
-        options="-l --language -t --timeout -m --memory -e --env --network --allow-domain --expose --network-log --upload --shell --json -q --quiet --debug --no-serve -h --help -V --version"
+        options="-l --language -p --package --upgrade --no-validation --no-preload -t --timeout -m --memory -e --env --network --allow-domain --expose --network-log --upload --shell --json -q --quiet --debug --no-serve -h --help -V --version"
         case "$prev" in
         -l|--language) values="python javascript raw py js ts sh bash" ;;
+        -p|--package) values=- ;;
         -t|--timeout) values=- ;;
         -m|--memory) values=- ;;
         -e|--env) values=- ;;
@@ -54,9 +56,12 @@ _sbx() {
         esac
         ;;
     "prefetch")
-        options="--arch -q --quiet -h --help -V --version"
+        options="--arch -l --language -p --package --upgrade --no-validation --no-preload -m --memory -q --quiet -h --help -V --version"
         case "$prev" in
         --arch) values="x86_64 aarch64" ;;
+        -l|--language) values="python javascript raw py js ts sh bash" ;;
+        -p|--package) values=- ;;
+        -m|--memory) values=- ;;
         esac
         ;;
     "images")

@@ -11,7 +11,10 @@
  *
  * @module
  */
-export { type ConnectOptions, Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
+export { type ConnectOptions, type PrepareOptions, Scheduler, type SchedulerHooks } from "./run/scheduler.ts";
+export type { InstallProgress } from "./run/layers.ts";
+export type { PackageFields } from "./run/package_request.ts";
+export type { PinnedVersion } from "./run/pins.ts";
 export type { OutputCallback } from "./run/check.ts";
 export type { FileHook, Language, RunRequest } from "./run/request.ts";
 export type { NetworkAccess, NetworkFields, PortRequest } from "./run/network_request.ts";
@@ -57,6 +60,7 @@ export {
   NoneAcceptedError,
   OutcomeUnknownError,
   OutputLimitError,
+  PackageInstallError,
   PackageNotAllowedError,
   PermanentError,
   type RaceOutcome,

@@ -168,6 +168,14 @@ export class PackageNotAllowedError extends PermanentError {
   readonly code = "SBX_PACKAGE_NOT_ALLOWED";
 }
 
+/** A package could not be installed; the message has the installer's own words. `retry` is `safe` where the network was in the way. */
+export class PackageInstallError extends PermanentError {
+  /** The class, also in minified programs. */
+  override readonly name = "PackageInstallError";
+  /** Stable; branch on it. */
+  readonly code = "SBX_PACKAGE_INSTALL";
+}
+
 /** A template or checkpoint could not be made or loaded. */
 export class SnapshotError extends TransientError {
   /** The class, also in minified programs. */

@@ -45,12 +45,14 @@ export interface OpenOptions {
   readonly isDebug: boolean;
   /** Log no warnings, unless `EXEC_SANDBOX_LOG_LEVEL` asks for them. */
   readonly isQuiet: boolean;
+  /** Packages that are not in the catalog are refused. Default true. */
+  readonly isValidated?: boolean;
   /** Let a server that runs make the VMs. */
   readonly isServerUsed: boolean;
 }
 
 /** What commands need of a scheduler. */
-export interface CliScheduler extends Pick<Scheduler, "run" | "prepare" | typeof Symbol.asyncDispose> {
+export interface CliScheduler extends Pick<Scheduler, "run" | "prepare" | "pinPackages" | typeof Symbol.asyncDispose> {
   /** As `Scheduler.session`. */
   session(request: SessionRequest): Promise<CliSession>;
   /** As `Scheduler.checkpoints`. */

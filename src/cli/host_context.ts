@@ -3,6 +3,7 @@ import { Buffer } from "node:buffer";
 import process from "node:process";
 import { isatty } from "node:tty";
 import type { BakeProgress } from "../run/bake.ts";
+import type { InstallProgress } from "../run/layers.ts";
 import type { CliContext, OpenOptions, ProgressEvent } from "./context.ts";
 import { type InputStream, Line } from "./output.ts";
 import { areOutputsOne, OutputQueue, ProcessOutput } from "./process_output.ts";
@@ -10,6 +11,7 @@ import { areOutputsOne, OutputQueue, ProcessOutput } from "./process_output.ts";
 const PHASES: Readonly<Record<BakeProgress["phase"], string>> = {
   waiting: "waiting for another process that makes it",
   booting: "booting",
+  importing: "importing packages",
   warming: "warming up",
   saving: "saving",
   done: "ready",
@@ -45,7 +47,17 @@ export function hostContext(options: { readonly signal: AbortSignal; readonly on
   };
 }
 
-async function openScheduler({ onProgress, onLog, isDebug, isQuiet, isServerUsed }: OpenOptions) {
+const INSTALL_PHASES: Readonly<Record<InstallProgress["phase"], string>> = {
+  waiting: "waiting for another process that installs them",
+  fetch: "looking into the remote cache",
+  boot: "starting a VM",
+  resolve: "resolving",
+  download: "downloading",
+  freeze: "freezing",
+  done: "ready",
+};
+
+async function openScheduler({ onProgress, onLog, isDebug, isQuiet, isValidated = true, isServerUsed }: OpenOptions) {
   const [{ Scheduler }, { resolveConfig }, { lineLogger }] = await Promise.all([
     import("../run/scheduler.ts"),
     import("../config/config.ts"),
@@ -55,12 +67,23 @@ async function openScheduler({ onProgress, onLog, isDebug, isQuiet, isServerUsed
   const level = isDebug ? "debug" : isQuiet && !isLevelGiven ? "error" : resolveConfig().logLevel;
   const log = lineLogger(level, onLog);
   // One command, one run of each VM: a pool would be filled for nobody.
-  return await Scheduler.open({ warmPoolSize: 0 }, { log, onProgress: (progress) => onProgress(bakeEvent(progress)), isServerUsed });
+  return await Scheduler.open({ warmPoolSize: 0, ...(isValidated ? {} : { enablePackageValidation: false }) }, {
+    log,
+    onProgress: (progress) => onProgress(bakeEvent(progress)),
+    onInstall: (progress) => onProgress(installEvent(progress)),
+    isServerUsed,
+  });
 }
 
 /** A step of a bake as a step of a task. */
 function bakeEvent({ language, phase }: BakeProgress): ProgressEvent {
   return { task: `start template for ${language}`, message: PHASES[phase], ...(phase === "done" ? { isDone: true } : {}) };
+}
+
+/** A step of an installation as a step of a task; what the installer says is for those who watch. */
+function installEvent({ language, phase, detail }: InstallProgress): ProgressEvent {
+  const message = INSTALL_PHASES[phase] + (detail === undefined ? "" : `: ${detail}`);
+  return { task: `packages for ${language}`, message, isDetail: detail !== undefined, ...(phase === "done" ? { isDone: true } : {}) };
 }
 
 function processInput(): InputStream {

@@ -4,7 +4,8 @@ import { TIMEOUT_MAX_SECONDS } from "../base/limits.ts";
 import { messageOf } from "../base/errors.ts";
 import { lineLogger, type Logger, silentLogger } from "../base/log.ts";
 import type { ExposedPort } from "../base/result.ts";
-import type { RunRequest } from "../run/request.ts";
+import type { PackageFields } from "../run/package_request.ts";
+import type { Language, RunRequest } from "../run/request.ts";
 import type { CliContext, CliScheduler } from "./context.ts";
 import type { Command, Input } from "./command.ts";
 import { EXIT, exitCodeOf, InterruptedError, printable, reportError, writeReport } from "./failure.ts";
@@ -17,6 +18,7 @@ import {
   parseNetworkOptions,
   tellExposed,
 } from "./network_options.ts";
+import { PACKAGE_OPTIONS, packageFinder, parsePackageOptions } from "./package_options.ts";
 import { Progress } from "./progress.ts";
 import { failedDownload, type Outcome, outcomeJson, partialResult, writeJson } from "./result_json.ts";
 import { planTransfers, TRANSFER_OPTIONS, type Transfers } from "./run_transfers.ts";
@@ -42,6 +44,7 @@ export const run: Command = {
       help: "python, javascript or raw (also py, js, ts, sh, bash); default: from the file's extension, else python",
     },
     { long: "code", short: "c", value: "CODE", isRepeatable: true, help: "inline code, repeatable; runs before the positional sources" },
+    ...PACKAGE_OPTIONS,
     ...VM_OPTIONS,
     ...NETWORK_OPTIONS,
     OBSERVE_OPTION,
@@ -59,6 +62,7 @@ export const run: Command = {
     ["echo 'console.log(1)' | sbx run -l js -", "standard input"],
     ["sbx run --upload data.csv --download plot.png plot.py", "a file into the VM, and one out of it"],
     ["sbx run --allow-domain api.example.com fetch.py", "one domain and nothing else"],
+    ["sbx run -p requests==2.32.5 --allow-domain example.com fetch.py", "a package, installed once"],
     ["sbx run --expose 8080 server.py", "a server on 127.0.0.1"],
     [`sbx run --json -t 5 'while True: pass'`, "a result for programs"],
   ],
@@ -94,6 +98,7 @@ async function execute(context: CliContext, input: Input): Promise<number> {
     language: given === undefined ? undefined : parseLanguage(given),
   }, context);
   using progress = new Progress(context.stderr, { isQuiet: options.isQuiet });
+  const packages = parsePackageOptions(input);
   const network = parseNetworkOptions(input, { hasObserve: true, sourceCount: sources.length });
   using watch = new NetworkWatch(network);
   const transfers = await planTransfers(input, { sourceCount: sources.length, context, progress });
@@ -109,10 +114,12 @@ async function execute(context: CliContext, input: Input): Promise<number> {
     onLog,
     isDebug,
     isQuiet,
+    isValidated: packages.isValidated,
     isServerUsed: isServerUsed(input, context.env),
   });
+  const packagesFor = packageFinder(packages, { scheduler, progress, isQuiet, ...context });
   const [only] = sources,
-    job: Job = { context, scheduler, options, progress, log, transfers, network, watch, isAlone: sources.length === 1 };
+    job: Job = { context, scheduler, options, progress, log, transfers, network, watch, packagesFor, isAlone: sources.length === 1 };
   const code = only !== undefined && job.isAlone ? await runOne(only, job) : await runSeveral(sources, job);
   progress.clear();
   if (watch.observed && !options.isJson) {
@@ -133,6 +140,8 @@ interface Job {
   readonly transfers: Transfers | undefined;
   readonly network: NetworkOptions;
   readonly watch: NetworkWatch;
+  /** What the package options mean for sources of a language. */
+  readonly packagesFor: (language: Language) => Promise<PackageFields>;
   /** There is one source. */
   readonly isAlone: boolean;
 }
@@ -200,7 +209,7 @@ function header(text: string, hasColor: boolean): string {
 /** Runs one source; a failure is an outcome too. */
 async function runSource(
   source: Source,
-  { context, scheduler, options, progress, log, transfers, network, watch, isAlone, index }: Job & { readonly index: number },
+  { context, scheduler, options, progress, log, transfers, network, watch, packagesFor, isAlone, index }: Job & { readonly index: number },
   callbacks: Pick<RunRequest, "onStdout" | "onStderr"> = {},
 ): Promise<Outcome> {
   await using transfer = transfers?.forSource(index);
@@ -208,7 +217,7 @@ async function runSource(
     progress.clear();
     tellExposed(context.stderr, ports, { isJson: options.isJson, index: isAlone ? undefined : index });
   };
-  const request: RunRequest = {
+  const request: Omit<RunRequest, keyof PackageFields> = {
     code: source.code,
     language: source.language,
     ...options.request,
@@ -221,7 +230,7 @@ async function runSource(
     ...(options.isDebug ? { onBootLog: (text: string) => context.stderr.write(printable(text)) } : {}),
   };
   try {
-    const result = await scheduler.run(request);
+    const result = await scheduler.run({ ...request, ...await packagesFor(source.language) });
     const { start, exitCode, timing } = result;
     log.debug("run finished", { index, start, exitCode, ...timing });
     return { result, ...transfer?.outcome };

@@ -20,6 +20,7 @@ import { TRANSFER_OPTIONS } from "./run_transfers.ts";
 import { LANGUAGE_CHOICES, parseLanguage } from "./sources.ts";
 import { type PlannedUpload, planUpload, uploadTree } from "./transfer.ts";
 import { parseUpload } from "./transfer_spec.ts";
+import { PACKAGE_OPTIONS, packageFinder, type PackageOptions, parsePackageOptions } from "./package_options.ts";
 import { isServerUsed, NO_SERVE_OPTION, parseVmOptions, VM_OPTIONS, type VmOptions } from "./vm_options.ts";
 
 /** A user who sets it wants unused sessions to close. */
@@ -42,6 +43,7 @@ export const session: Command = {
       completion: LANGUAGE_CHOICES,
       help: "python, javascript or raw (also py, js, ts, sh, bash); default python",
     },
+    ...PACKAGE_OPTIONS,
     ...VM_OPTIONS.map((option) => option.long === "timeout" ? { ...option, help: TIMEOUT_HELP } : option),
     ...NETWORK_OPTIONS,
     ...TRANSFER_OPTIONS.filter((option) => option.long === "upload"),
@@ -55,6 +57,7 @@ export const session: Command = {
     ["sbx session", "a Python prompt; :help shows commands and keys"],
     ["sbx session -l js -m 512", "JavaScript and TypeScript, with more memory"],
     ["sbx session --shell", "a shell in a VM"],
+    ["sbx session -p numpy -p pandas", "packages, installed once"],
     ["sbx session --upload data.csv", "with a file in the VM"],
     ["printf 'x = 20\\nx + 22\\n' | sbx session", "a program, block by block"],
   ],
@@ -64,6 +67,7 @@ export const session: Command = {
 interface SessionOptions {
   readonly language: Language;
   readonly request: VmOptions;
+  readonly packages: PackageOptions;
   readonly network: NetworkOptions;
   readonly watch: NetworkWatch;
   /** Put into every VM that the session has. */
@@ -84,6 +88,7 @@ async function parseOptions(input: Input, { env, signal }: CliContext): Promise<
   return {
     language,
     request,
+    packages: parsePackageOptions(input),
     network,
     watch: new NetworkWatch(network), // Last: nothing fails after it.
     uploads,
@@ -121,8 +126,8 @@ interface Voices {
 
 /** The scheduler and the VM, both of which start in the background. The caller owns the VM, and so the scheduler. */
 function startVm(context: CliContext, options: SessionOptions, { onProgress, onText }: Voices): ReplVm {
-  const { isDebug, isQuiet, isServerUsed } = options;
-  const opening: OpenOptions = { onProgress, onLog: (line) => onText(`${line}\n`), isDebug, isQuiet, isServerUsed };
+  const { isDebug, isQuiet, isServerUsed, packages: { isValidated } } = options;
+  const opening: OpenOptions = { onProgress, onLog: (line) => onText(`${line}\n`), isDebug, isQuiet, isValidated, isServerUsed };
   const tellPorts = (ports: readonly ExposedPort[]) =>
     onText(options.isJson ? `${JSON.stringify({ event: "exposed_ports", exposed_ports: exposedJson(ports) })}\n` : exposedText(ports));
   let scheduler: Promise<CliScheduler> | undefined;
@@ -132,8 +137,16 @@ function startVm(context: CliContext, options: SessionOptions, { onProgress, onT
     open: async (language, leaving, access) => {
       scheduler ??= context.openScheduler(opening);
       const signal = AbortSignal.any([leaving, context.signal]);
-      const session = await (await scheduler).session({
+      const opened = await scheduler;
+      // Packages are of the language that was asked for first.
+      const packages = language === options.language
+        ? await packageFinder(options.packages, { scheduler: opened, stderr: context.stderr, progress: { clear() {} }, isQuiet, signal })(
+          language,
+        )
+        : {};
+      const session = await opened.session({
         language,
+        ...packages,
         ...options.request,
         ...networkFields(options.network.fields, access),
         ...options.watch.hooks,

@@ -40,6 +40,9 @@ const schema = z.strictObject({
   hostMemoryReserveRatio: number(0, 0.95).default(0.1),
   resourceMonitorIntervalSeconds: number(1, 60).default(5),
   enablePackageValidation: flag.default(true),
+  packageLayerMaxMb: integer(16, 16_384).default(4096),
+  packageInstallTimeoutSeconds: integer(10, 7200).default(1800),
+  packageScripts: flag.default(false),
   autoDownloadAssets: flag.default(true),
 });
 
@@ -81,6 +84,12 @@ export interface SchedulerConfig {
   readonly resourceMonitorIntervalSeconds?: number | undefined;
   /** Refuse packages that are not in the catalog. Default true. */
   readonly enablePackageValidation?: boolean | undefined;
+  /** Room that an installation of packages has, in MB (2^20 bytes), 16-16384: for what is downloaded, unpacked and built. Default 4096. */
+  readonly packageLayerMaxMb?: number | undefined;
+  /** Seconds that an installation of packages may take, 10-7200. Default 1800. */
+  readonly packageInstallTimeoutSeconds?: number | undefined;
+  /** Run the life-cycle scripts of npm packages when they are installed. Default false. */
+  readonly packageScripts?: boolean | undefined;
   /** Download images that are missing. Default true. */
   readonly autoDownloadAssets?: boolean | undefined;
 }

@@ -83,7 +83,7 @@ const error = z.object({ code: name, message: text, retry: z.enum(["safe", "neve
 const progress = z.object({
   language: name,
   memoryMb,
-  phase: z.enum(["waiting", "booting", "warming", "saving", "done"]),
+  phase: z.enum(["waiting", "booting", "importing", "warming", "saving", "done"]),
   elapsedMs: milliseconds,
 });
 

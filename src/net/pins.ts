@@ -32,6 +32,13 @@ export class Pins {
     }
   }
 
+  /** These, and `hosts` besides; a name that is pinned already stays as it is. */
+  with(hosts: NetworkHosts): Pins {
+    const more = new Pins(hosts);
+    for (const [name, ports] of this.#byName) more.#byName.set(name, ports);
+    return more;
+  }
+
   /** True when the name is pinned, on some port at least. */
   has(name: string): boolean {
     return this.#byName.has(name);

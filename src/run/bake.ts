@@ -4,10 +4,12 @@ import path from "node:path";
 import { CommunicationError, GuestAgentError, messageOf, OutcomeUnknownError, SandboxError, SnapshotError } from "../base/errors.ts";
 import { abortable, settlesWithin } from "../base/async.ts";
 import { describeExit, type ExitStatus } from "../host/process.ts";
-import type { Hypervisor, TemplateFiles } from "../vm/hypervisor.ts";
+import { type Logger, silentLogger } from "../base/log.ts";
+import type { Hypervisor, LaunchRequest, TemplateFiles } from "../vm/hypervisor.ts";
 import { launch } from "../vm/launch.ts";
 import { type Template, type TemplateIdentity, type TemplateStore } from "../vm/template.ts";
 import type { Vm } from "../vm/vm.ts";
+import { preload } from "./preload.ts";
 import type { Language } from "./request.ts";
 import { WARM_STEPS, WARM_UP, type WarmUpStep } from "./warm_up.ts";
 
@@ -23,7 +25,7 @@ export interface BakeProgress {
   /** Memory of the machine, in MB (2^20 bytes). */
   readonly memoryMb: number;
   /** What begins now; `waiting`: another process makes the same template. */
-  readonly phase: "waiting" | "booting" | "warming" | "saving" | "done";
+  readonly phase: "waiting" | "booting" | "importing" | "warming" | "saving" | "done";
   /** Since the bake began, in milliseconds. */
   readonly elapsedMs: number;
 }
@@ -32,6 +34,11 @@ export interface BakeProgress {
 export interface BakeOptions {
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BakeProgress) => void;
+  /** The disk with packages that its clones have. */
+  readonly layer?: LaunchRequest["layer"];
+  /** Modules of these that it imports. */
+  readonly modules?: readonly string[];
+  readonly log?: Logger;
   /** Checks the files the machine is made of, beside its boot; nothing is saved before it has succeeded. */
   readonly verify?: (signal: AbortSignal) => Promise<void>;
 }
@@ -63,7 +70,7 @@ export async function ensureTemplate(
   }
 }
 
-interface BakeRun extends Pick<BakeOptions, "signal" | "verify"> {
+interface BakeRun extends Pick<BakeOptions, "signal" | "verify" | "layer" | "modules" | "log"> {
   readonly files: TemplateFiles;
   readonly report: (phase: BakeProgress["phase"]) => void;
 }
@@ -71,7 +78,7 @@ interface BakeRun extends Pick<BakeOptions, "signal" | "verify"> {
 async function bake(hypervisor: Hypervisor, identity: TemplateIdentity, run: BakeRun): Promise<string> {
   run.report("booting");
   const origin = { kind: "bake", files: run.files } as const;
-  await using vm = await launch(hypervisor, { language: identity.language, memoryMiB: identity.memoryMiB, origin });
+  await using vm = await launch(hypervisor, { language: identity.language, memoryMiB: identity.memoryMiB, origin, layer: run.layer });
   try {
     return await fill(vm, identity, run);
   } catch (cause) {
@@ -113,6 +120,11 @@ async function fill(vm: Vm, identity: TemplateIdentity, run: BakeRun): Promise<s
   const verified = run.verify?.(signal);
   verified?.catch(() => {}); // Awaited below; a boot that fails first is told first.
   await abortable(vm.ready, run.signal);
+  const { modules = [], log = silentLogger() } = run;
+  if (modules.length > 0) {
+    run.report("importing");
+    await preload(vm, modules, { log, signal });
+  }
   run.report("warming");
   const { prepare, rehearse } = WARM_UP[identity.language as Language];
   await takeSteps(vm, identity, { steps: prepare, signal });

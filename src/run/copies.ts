@@ -216,7 +216,8 @@ function checkRestore(
   options: RestoreOptions,
   { base, defaults }: { readonly base: CheckedSessionRequest | undefined; readonly defaults: SessionDefaults },
 ): CheckedSessionRequest {
-  const { network, ...others } = base ?? {};
+  // What has packages cannot be saved, so there are none to be restored.
+  const { network, packages: _, ...others } = base ?? {};
   const request: Record<string, unknown> = { ...others, files: {}, signal: undefined, ...options, language, memoryMb: memoryMiB };
   for (const [field, value] of Object.entries(request)) if (value === undefined) delete request[field];
   const checked = checkSession(request as unknown as SessionRequest, defaults);

@@ -2,9 +2,12 @@
 import type { Duplex } from "node:stream";
 import type { GuestChannel } from "../channel/guest.ts";
 import type { StartKind } from "../base/result.ts";
+import type { PackageLanguage } from "../packages/spec.ts";
 import type { QemuUsage } from "../qemu/usage.ts";
 import type { StoredCheckpoint } from "../vm/checkpoint_store.ts";
 import type { OutputCallback } from "./check.ts";
+import type { PackageSet } from "./package_request.ts";
+import type { PinnedVersion } from "./pins.ts";
 import type { Language } from "./request.ts";
 
 /** Which VM is wanted. */
@@ -12,6 +15,8 @@ export interface MachineRequest {
   readonly language: Language;
   readonly memoryMb: number;
   readonly signal: AbortSignal | undefined;
+  /** It has these packages. */
+  readonly packages?: PackageSet | undefined;
   /** Gets the kernel's and agent's log; for a clone first that of its template's boot. */
   readonly onBootLog: OutputCallback | undefined;
   /** It can be saved, unless it boots. Default false. */
@@ -96,6 +101,12 @@ export interface MachineSource extends AsyncDisposable {
   lease(request: MachineRequest): Promise<Machine>;
   /** Resolves when as many VMs are kept ready as were asked for. Rejects with what keeps it from being so, and with the signal's reason. */
   ready(signal: AbortSignal): Promise<void>;
+  /** The newest stable versions of packages named without one; kept from before unless `isFresh`. */
+  pinPackages(
+    language: PackageLanguage,
+    names: readonly string[],
+    options: { readonly isFresh: boolean; readonly signal: AbortSignal },
+  ): Promise<ReadonlyMap<string, PinnedVersion>>;
   /** Makes what VMs for `language` start from. */
-  prepare(request: { readonly language: Language; readonly memoryMb: number; readonly signal: AbortSignal }): Promise<void>;
+  prepare(request: Pick<MachineRequest, "language" | "memoryMb" | "packages"> & { readonly signal: AbortSignal }): Promise<void>;
 }

@@ -63,13 +63,14 @@ class NearestMachines implements MachineSource {
     await this.#fromEither((source) => source.checkMemory(memoryMb));
   }
 
-  /** What takes the place of a server's VM, and comes from this process, has room of its own. */
+  /** What takes the place of a server's VM, and comes from this process, has room of its own. Packages are had from VMs of this process only. */
   async lease(request: MachineRequest): ReturnType<MachineSource["lease"]> {
     const { replacing, ...alone } = request;
-    return await this.#fromEither((source) => {
+    const ask = (source: MachineSource) => {
       const isForeign = replacing instanceof RemoteMachine && source !== this.#remote;
       return source.lease(isForeign ? alone : request);
-    });
+    };
+    return await (request.packages ? ask(await this.#ownSupply()) : this.#fromEither(ask));
   }
 
   async ready(signal: AbortSignal): Promise<void> {
@@ -77,7 +78,11 @@ class NearestMachines implements MachineSource {
   }
 
   async prepare(request: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
-    await this.#fromEither((source) => source.prepare(request));
+    await (request.packages ? (await this.#ownSupply()).prepare(request) : this.#fromEither((source) => source.prepare(request)));
+  }
+
+  async pinPackages(...given: Parameters<MachineSource["pinPackages"]>): ReturnType<MachineSource["pinPackages"]> {
+    return await (await this.#ownSupply()).pinPackages(...given);
   }
 
   /** Waits for the deaths of this process's VMs. Those of the server are its own: it ends what we have when we leave, and a command need not wait for that. */

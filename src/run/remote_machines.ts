@@ -1,4 +1,5 @@
 /** Remote machines: the VMs that the server of `sbx serve` lends to this process. */
+import { VmConfigError } from "../base/errors.ts";
 import { VERSION } from "../config/version.ts";
 import { ClientLink } from "../link/client_link.ts";
 import type { ServerPlace } from "../link/place.ts";
@@ -38,7 +39,10 @@ export class RemoteMachines implements MachineSource {
   }
 
   /** What does not start is made anew by the server, so nothing is lent in the place of anything. */
-  async lease({ language, memoryMb, signal, onBootLog, isSavable, checkpoint, replacing, net }: MachineRequest): Promise<RemoteMachine> {
+  async lease(
+    { language, memoryMb, signal, onBootLog, isSavable, checkpoint, replacing, net, packages }: MachineRequest,
+  ): Promise<RemoteMachine> {
+    if (packages) throw noPackages();
     const { log, onProgress } = this.#hooks, onLog = guarded(onBootLog, "onBootLog", log);
     const wishes = {
       isSavable,
@@ -58,8 +62,13 @@ export class RemoteMachines implements MachineSource {
     await this.link.ready(signal);
   }
 
-  async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+  async prepare({ language, memoryMb, packages, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+    if (packages) throw noPackages();
     await this.link.prepare({ language, memoryMb }, { signal, onProgress: this.#hooks.onProgress });
+  }
+
+  pinPackages(): Promise<never> {
+    return Promise.reject(noPackages());
   }
 
   /** Gives every VM back, waits until the server says that they are dead, and leaves. */
@@ -67,4 +76,9 @@ export class RemoteMachines implements MachineSource {
     await Promise.all([...this.#machines].map((machine) => machine[Symbol.asyncDispose]()));
     this.link[Symbol.dispose]();
   }
+}
+
+/** Packages are installed by the process that uses them. */
+function noPackages(): VmConfigError {
+  return new VmConfigError("Cannot use packages: the VMs of a server have none", { hint: "Use `Scheduler.open()`." });
 }

@@ -7,6 +7,7 @@ import { checkCallback, checkFields, checkFlag, checkMemory, checkSignal, checkT
 import { checkEnv } from "./env.ts";
 import { checkFiles, type FileSources } from "./file_source.ts";
 import { type CheckedNetwork, checkNetwork, NETWORK_FIELDS, type NetworkFields } from "./network_request.ts";
+import { checkPackages, PACKAGE_FIELDS, type PackageFields, type PackageSet } from "./package_request.ts";
 import type { FileAccess } from "./vm_files.ts";
 
 /** The three languages. */
@@ -16,7 +17,7 @@ export type Language = "python" | "javascript" | "raw";
 export type FileHook = (files: FileAccess, signal: AbortSignal) => Promise<void>;
 
 /** One execution in a VM of its own. */
-export interface RunRequest extends NetworkFields {
+export interface RunRequest extends NetworkFields, PackageFields {
   /** 1 to 1,048,576 bytes of UTF-8, not only white space, no NUL. */
   readonly code: string;
   /** What runs it. */
@@ -51,11 +52,12 @@ export interface RunRequest extends NetworkFields {
   readonly onBootLog?: OutputCallback;
 }
 
-type Optional = keyof NetworkFields | "signal" | "prepare" | "collect" | "onStdout" | "onStderr" | "onBootLog";
+type Optional = keyof NetworkFields | keyof PackageFields | "signal" | "prepare" | "collect" | "onStdout" | "onStderr" | "onBootLog";
 
 /** A request in which every field is checked and has its value. */
 export interface CheckedRequest extends Readonly<Required<Omit<RunRequest, Optional>>> {
   readonly network: CheckedNetwork;
+  readonly packages: PackageSet | undefined;
   readonly signal: AbortSignal | undefined;
   readonly prepare: FileHook | undefined;
   readonly collect: FileHook | undefined;
@@ -86,22 +88,25 @@ const FIELDS: ReadonlySet<string> = new Set<keyof RunRequest>([
   "onStderr",
   "onBootLog",
   ...NETWORK_FIELDS,
+  ...PACKAGE_FIELDS,
 ]);
 const BYTE_ORDER_MARK = "\uFEFF";
 
-/** Checks `request`. Throws `InputValidationError`, `EnvVarValidationError` or `VmConfigError`; nothing has started then. */
+/** Checks `request`. Throws `InputValidationError`, `EnvVarValidationError`, `PackageNotAllowedError` or `VmConfigError`; nothing has started then. */
 export function checkRequest(request: RunRequest, defaults: RequestDefaults): CheckedRequest {
   const { signal, prepare, collect, onStdout, onStderr, onBootLog } = checkFields("run", request, FIELDS, "the request");
+  const code = checkCode(request.code), language = checkLanguage(request.language), env = checkEnv(request.env ?? {});
   return {
-    code: checkCode(request.code),
-    language: checkLanguage(request.language),
+    code,
+    language,
     timeoutSeconds: checkTimeout(request.timeoutSeconds ?? defaults.timeoutSeconds),
     memoryMb: checkMemory(request.memoryMb ?? defaults.memoryMb),
-    env: checkEnv(request.env ?? {}),
+    env,
     files: checkFiles("run", request.files ?? {}),
     prepare: checkCallback("run", "prepare", prepare),
     collect: checkCallback("run", "collect", collect),
     network: checkNetwork("run", request),
+    packages: checkPackages("run", request, { language, hasEnv: Object.keys(env).length > 0 }),
     check: checkFlag("run", "check", request.check),
     signal: checkSignal("run", signal),
     onStdout: checkCallback("run", "onStdout", onStdout),

@@ -19,6 +19,9 @@ import { runOnce } from "./run_once.ts";
 import { type Checkpoint, Session } from "./session.ts";
 import { type CheckedSessionRequest, checkSession, type SessionDefaults, type SessionRequest } from "./session_request.ts";
 import { openNetwork, type RunContext } from "./start_vm.ts";
+import type { InstallProgress } from "./layers.ts";
+import { checkPackages, PACKAGE_FIELDS, type PackageFields } from "./package_request.ts";
+import type { PinnedVersion } from "./pins.ts";
 import type { SupplyHooks } from "./supply.ts";
 
 /** What only programs built on the library set. */
@@ -27,6 +30,8 @@ export interface SchedulerHooks {
   readonly log?: Logger;
   /** Told about each step while a template is made, which takes seconds and happens once per language and memory size. */
   readonly onProgress?: (progress: BakeProgress) => void;
+  /** Told about each step of an installation of packages, which happens once for each set of them. */
+  readonly onInstall?: (progress: InstallProgress) => void;
   /**
    * For `open`: let the server of `sbx serve` make the VMs when one of this version and configuration answers within milliseconds, and this
    * process do it otherwise, or from the moment on at which the server has gone. Default false.
@@ -46,6 +51,16 @@ export interface ConnectOptions extends Pick<SchedulerConfig, "defaultMemoryMb" 
   /** Ends the waiting for the server; the call rejects with its reason. */
   readonly signal?: AbortSignal | undefined;
 }
+
+/** What is to be ready for later runs. */
+export interface PrepareOptions extends PackageFields {
+  /** MB (2^20 bytes), at least 128; default: the scheduler's. */
+  readonly memoryMb?: number;
+  /** Ends the waiting; the call rejects with its reason. */
+  readonly signal?: AbortSignal;
+}
+
+const PREPARE_FIELDS: ReadonlySet<string> = new Set<keyof PrepareOptions>(["memoryMb", "signal", ...PACKAGE_FIELDS]);
 
 const CONNECT_FIELDS: ReadonlySet<string> = new Set<keyof ConnectOptions>([
   "defaultMemoryMb",
@@ -96,7 +111,9 @@ export class Scheduler implements AsyncDisposable {
    */
   static async open(config: SchedulerConfig = {}, hooks: SchedulerHooks = {}): Promise<Scheduler> {
     const resolved = resolveConfig(config), own = ownHooks(hooks, resolved), parts = partsOf(hooks, own);
-    const openSupply = async () => await (await import("./supply.ts")).Supply.open(resolved, own);
+    const { networkSupport } = parts, { onInstall } = hooks;
+    const installing = { networkSupport, ...(onInstall ? { onInstall } : {}) };
+    const openSupply = async () => await (await import("./supply.ts")).Supply.open(resolved, { ...own, ...installing });
     const place = hooks.isServerUsed ? placeOf(resolved.cacheDir) : undefined;
     // Where no server runs this look is all that it costs.
     if (place === undefined || !existsSync(place.socket)) return new Scheduler(resolved, await openSupply(), parts);
@@ -175,12 +192,28 @@ export class Scheduler implements AsyncDisposable {
     return this.#track(async () => await (await this.#copies.named(name)).remove());
   }
 
-  /** Makes the template for `language` now, so that the first run need not. */
-  prepare(language: Language, options: { readonly memoryMb?: number; readonly signal?: AbortSignal } = {}): Promise<void> {
+  /** Makes the template for `language` now, and installs its packages, so that the first run need not. */
+  prepare(language: Language, options: PrepareOptions = {}): Promise<void> {
     return this.#track(async () => {
       const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
       const memoryMb = checkMemory(options.memoryMb ?? this.#config.defaultMemoryMb), known = checkLanguage(language);
-      await this.#machines.prepare({ language: known, memoryMb, signal });
+      const packages = checkPackages("prepare", checkFields("prepare", options, PREPARE_FIELDS), { language: known, hasEnv: false });
+      await this.#machines.prepare({ language: known, memoryMb, packages, signal });
+    });
+  }
+
+  /**
+   * The newest stable versions of packages that are named without one, looked up once and kept for all processes of the user; all anew where
+   * `isFresh`. For programs that let people name packages so; requests have full pins. Throws as a run with packages does.
+   */
+  pinPackages(
+    language: "python" | "javascript",
+    names: readonly string[],
+    options: { readonly isFresh?: boolean; readonly signal?: AbortSignal } = {},
+  ): Promise<ReadonlyMap<string, PinnedVersion>> {
+    return this.#track(async () => {
+      const signal = options.signal ? AbortSignal.any([options.signal, this.#closing.signal]) : this.#closing.signal;
+      return await this.#machines.pinPackages(language, names, { isFresh: options.isFresh ?? false, signal });
     });
   }
 

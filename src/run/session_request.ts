@@ -6,11 +6,12 @@ import { checkEnv, mergeEnv } from "./env.ts";
 import type { ExecutionRequest } from "./execute.ts";
 import { checkFiles, type FileSources } from "./file_source.ts";
 import { type CheckedNetwork, checkNetwork, NETWORK_FIELDS, type NetworkFields } from "./network_request.ts";
+import { checkPackages, PACKAGE_FIELDS, type PackageFields, type PackageSet } from "./package_request.ts";
 import { checkCode, checkLanguage, type Language, type RequestDefaults } from "./request.ts";
 import { checkInput, giveUpInput, inputPieces, type InputSource } from "./session_process.ts";
 
 /** A session: one VM that is kept. */
-export interface SessionRequest extends NetworkFields {
+export interface SessionRequest extends NetworkFields, PackageFields {
   /** What runs its code. */
   readonly language: Language;
   /** Seconds each execution may run, 1-300, unless it says otherwise; default: the scheduler's. */
@@ -55,8 +56,10 @@ export interface ExecOptions {
 
 /** A session's request in which every field is checked and has its value. */
 export interface CheckedSessionRequest
-  extends Readonly<Required<Omit<SessionRequest, keyof NetworkFields | "signal" | "onStdout" | "onStderr" | "onBootLog">>> {
+  extends
+    Readonly<Required<Omit<SessionRequest, keyof NetworkFields | keyof PackageFields | "signal" | "onStdout" | "onStderr" | "onBootLog">>> {
   readonly network: CheckedNetwork;
+  readonly packages: PackageSet | undefined;
   readonly signal: AbortSignal | undefined;
   readonly onStdout: OutputCallback | undefined;
   readonly onStderr: OutputCallback | undefined;
@@ -85,6 +88,7 @@ const SESSION_FIELDS: ReadonlySet<string> = new Set<keyof SessionRequest>([
   "onStderr",
   "onBootLog",
   ...NETWORK_FIELDS,
+  ...PACKAGE_FIELDS,
 ]);
 const EXEC_FIELDS: ReadonlySet<string> = new Set<keyof ExecOptions>([
   "timeoutSeconds",
@@ -99,21 +103,23 @@ const EXEC_FIELDS: ReadonlySet<string> = new Set<keyof ExecOptions>([
 /** What the scheduler says where a request says nothing. */
 export type SessionDefaults = RequestDefaults & { readonly idleTimeoutSeconds: number };
 
-/** Checks a request for a session. Throws `InputValidationError`, `EnvVarValidationError` or `VmConfigError`; nothing has started then. */
+/** Checks a request for a session. Throws `InputValidationError`, `EnvVarValidationError`, `PackageNotAllowedError` or `VmConfigError`; nothing has started then. */
 export function checkSession(
   request: SessionRequest,
   defaults: SessionDefaults,
 ): CheckedSessionRequest {
   const action = "open a session";
   const { onStdout, onStderr, onBootLog } = checkFields(action, request, SESSION_FIELDS, "the request");
+  const language = checkLanguage(request.language, action), env = checkEnv(request.env ?? {});
   return {
-    language: checkLanguage(request.language, action),
+    language,
     timeoutSeconds: checkTimeout(request.timeoutSeconds ?? defaults.timeoutSeconds, action),
     idleTimeoutSeconds: checkIdleTimeout(request.idleTimeoutSeconds ?? defaults.idleTimeoutSeconds),
     memoryMb: checkMemory(request.memoryMb ?? defaults.memoryMb),
-    env: checkEnv(request.env ?? {}),
+    env,
     files: checkFiles(action, request.files ?? {}),
     network: checkNetwork(action, request),
+    packages: checkPackages(action, request, { language, hasEnv: Object.keys(env).length > 0 }),
     check: checkFlag(action, "check", request.check),
     signal: checkSignal(action, request.signal),
     onStdout: checkCallback(action, "onStdout", onStdout),

@@ -1,5 +1,6 @@
 /** Supply: the VMs of this process. Finds out once how this host runs machines, keeps templates, starts and ends VMs within the budget. */
 import path from "node:path";
+import process from "node:process";
 import { budgetOf } from "../admission/budget.ts";
 import { Gate } from "../admission/gate.ts";
 import { abortable, Singleflight } from "../base/async.ts";
@@ -10,7 +11,9 @@ import type { ResolvedConfig } from "../config/config.ts";
 import { type Platform, readPlatform } from "../host/platform.ts";
 import type { Assets } from "../images/assets.ts";
 import { verifyFile } from "../images/verify.ts";
+import { Pins } from "../net/pins.ts";
 import { sweepCgroups } from "../qemu/cgroup.ts";
+import type { Layer } from "../packages/layer_store.ts";
 import type { Hypervisor, LaunchRequest } from "../vm/hypervisor.ts";
 import { Journal, reap } from "../vm/journal.ts";
 import { CheckpointStore, machineFacts, type StoredCheckpoint } from "../vm/checkpoint_store.ts";
@@ -21,8 +24,10 @@ import type { Vm } from "../vm/vm.ts";
 import { type BakeProgress, ensureTemplate, warmUp } from "./bake.ts";
 import { findAssets } from "./find_assets.ts";
 import { findHypervisor } from "./find_hypervisor.ts";
+import { type InstallProgress, Layers } from "./layers.ts";
 import { LocalMachine, type LocalMachineParts } from "./local_machine.ts";
 import type { MachineRequest, MachineSource } from "./machine.ts";
+import { networkFinder, type NetworkSupport } from "./network.ts";
 import { guarded } from "./output.ts";
 import type { Language } from "./request.ts";
 import { Spares } from "./spares.ts";
@@ -36,10 +41,22 @@ const RETRY_MS = 60_000;
 export interface SupplyHooks {
   readonly log: Logger;
   readonly onProgress?: (progress: BakeProgress) => void;
+  readonly onInstall?: (progress: InstallProgress) => void;
+  /** What the networks of installations share; default: this host's, with nothing pinned. */
+  readonly networkSupport?: () => Promise<NetworkSupport>;
+}
+
+/** What a template is wanted for. */
+interface TemplateWish {
+  readonly language: Language;
+  readonly memoryMb: number;
+  readonly layer?: Layer | undefined;
+  /** What it has imported. */
+  readonly modules: readonly string[];
 }
 
 /** A machine that was started ahead would do: one without a console. */
-const mayBeAhead = (request: MachineRequest) => request.onBootLog === undefined && !request.isFresh;
+const mayBeAhead = (request: MachineRequest) => request.onBootLog === undefined && !request.isFresh && !request.packages;
 
 /** Owns every VM and everything they need. */
 export class Supply implements MachineSource {
@@ -51,6 +68,7 @@ export class Supply implements MachineSource {
   readonly #templates: TemplateStore;
   readonly #spares: Spares;
   readonly #pool: WarmPool;
+  readonly #layers: Layers;
   readonly checkpoints: CheckpointStore;
   readonly #found = new Map<string, Template>();
   readonly #flights = new Singleflight<Template | undefined>();
@@ -90,6 +108,16 @@ export class Supply implements MachineSource {
       make: (language, signal) => this.#makeWarm(language, signal),
       isIntact: async (template) => (await this.#templates.find(template))?.bakeId === template.bakeId,
     });
+    this.#layers = new Layers({
+      config,
+      assets: found.assets,
+      gate: this.#gate,
+      log: hooks.log,
+      closing: this.#closing.signal,
+      hypervisor: () => this.#host(),
+      networkSupport: hooks.networkSupport ?? networkFinder({ pins: new Pins(), env: { ...process.env }, log: hooks.log }),
+      onInstall: hooks.onInstall,
+    });
     const named = path.join(config.cacheDir, "checkpoints");
     this.checkpoints = new CheckpointStore({ named, private: () => path.join(this.#journal?.directory ?? named, "checkpoints") });
   }
@@ -100,22 +128,26 @@ export class Supply implements MachineSource {
     const { language, memoryMb, signal } = request;
     const warm = await this.#claimWarm(request);
     if (warm) return warm;
+    // Before there is room for the VM: an installation needs some of its own.
+    const { layer, modules } = await this.#packagesOf(request);
     await using stack = new AsyncDisposableStack();
     const room = stack.use(await this.#gate.hold(memoryMb, { signal })), slot = stack.use(await this.#gate.occupy({ signal }));
     await this.#dropTemplateOf(request.insteadOf);
-    const template = await this.#template(language, memoryMb, signal);
+    const template = await this.#template({ language, memoryMb, layer, modules }, signal);
     const spare = template && mayBeAhead(request) ? this.#spares.take(template) : undefined;
     const vm = spare ?? await launch(await this.#host(), {
       language,
       memoryMiB: memoryMb,
       origin: template ? { kind: "clone", files: template } : { kind: "cold" },
-      isSavable: request.isSavable ?? false,
+      ...diskOf(layer),
+      isSavable: (request.isSavable ?? false) && !layer,
       hasNet: request.net !== undefined,
       ...await this.#bootLog(template, request),
     });
     stack.move();
     if (template && mayBeAhead(request)) this.#spares.used(template);
-    return new LocalMachine({ template, ahead: spare && "spare", room, slot, ...this.#partsOf(vm, language) });
+    const parts = this.#partsOf(vm, language);
+    return new LocalMachine({ template, ahead: spare && "spare", room, slot, ...parts, ...(layer ? { save: cannotSavePackages } : {}) });
   }
 
   async ready(signal: AbortSignal): Promise<void> {
@@ -126,16 +158,21 @@ export class Supply implements MachineSource {
     this.#gate.checkMemory(memoryMb);
   }
 
-  async prepare({ language, memoryMb, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+  async prepare({ language, memoryMb, packages, signal }: Parameters<MachineSource["prepare"]>[0]): Promise<void> {
+    const { layer, modules } = await this.#packagesOf({ packages, signal });
     using _room = await this.#gate.hold(memoryMb, { signal });
     using _slot = await this.#gate.occupy({ signal });
-    await this.#template(language, memoryMb, signal);
+    await this.#template({ language, memoryMb, layer, modules }, signal);
+  }
+
+  async pinPackages(...[language, names, options]: Parameters<MachineSource["pinPackages"]>): ReturnType<MachineSource["pinPackages"]> {
+    return await this.#layers.pin(language, names, options);
   }
 
   /** Ends what is being made, waits for every VM's death, and removes the journal's entry. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closing.abort(new SessionClosedError("Cannot make a template: the scheduler is closed"));
-    await this.#flights.settled();
+    await Promise.all([this.#flights.settled(), this.#layers[Symbol.asyncDispose]()]);
     await Promise.all([this.#pool.closed(), this.#spares.closed()]);
     await Promise.allSettled(this.#ending);
     await this.#owned[Symbol.asyncDispose]();
@@ -154,7 +191,7 @@ export class Supply implements MachineSource {
 
   /** A VM for the pool. It has executed what its template has, along the path that the next execution takes, and keeps no trace of it. */
   async #makeWarm(language: Language, signal: AbortSignal): Promise<Warm> {
-    const template = await this.#template(language, this.#config.defaultMemoryMb, signal);
+    const template = await this.#template({ language, memoryMb: this.#config.defaultMemoryMb, modules: [] }, signal);
     if (!template) throw new SnapshotError(`Cannot keep ${language} VMs warm: no template can be kept`);
     // Whoever gets it may want a network.
     const origin = { kind: "clone", files: template } as const;
@@ -172,15 +209,23 @@ export class Supply implements MachineSource {
   }
 
   /** The template for a VM, made when there is none; undefined where none can be kept: then VMs boot. */
-  async #template(language: Language, memoryMb: number, signal?: AbortSignal): Promise<Template | undefined> {
-    const name = `${language}-${memoryMb}`;
+  async #template(wish: TemplateWish, signal?: AbortSignal): Promise<Template | undefined> {
+    const name = nameOf(wish);
     const known = this.#found.get(name);
     const found = known && await this.#templates.find(known);
     if (found) return found; // Not the known one: another process may have replaced it.
     if (performance.now() < (this.#retryAt.get(name) ?? 0)) return undefined;
     // The flight is shared: one caller's abort must not end it for the others.
-    const flight = this.#flights.run(name, () => this.#findTemplate(language, memoryMb));
+    const flight = this.#flights.run(name, () => this.#findTemplate(wish));
     return await abortable(flight, signal);
+  }
+
+  /** The packages of a request: installed now where they are not, and what of them a template imports. */
+  async #packagesOf({ packages, signal }: Pick<MachineRequest, "packages" | "signal">): Promise<Pick<TemplateWish, "layer" | "modules">> {
+    if (!packages) return { modules: [] };
+    const layer = await this.#layers.find(packages, signal), { modules } = layer.details;
+    const isList = packages.isPreloaded && Array.isArray(modules) && modules.every((name) => typeof name === "string");
+    return { layer, modules: isList ? modules : [] };
   }
 
   /** Drops the template that a machine could not start from: another is made. */
@@ -249,24 +294,28 @@ export class Supply implements MachineSource {
     this.#ending.add(ending);
   }
 
-  async #findTemplate(language: Language, memoryMb: number): Promise<Template | undefined> {
-    const hypervisor = await this.#host();
-    const identity = templateIdentity(hypervisor, { language, memoryMiB: memoryMb, warmUp: warmUpText(language) });
+  async #findTemplate(wish: TemplateWish): Promise<Template | undefined> {
+    const { language, memoryMb, layer, modules } = wish, hypervisor = await this.#host();
+    const disk = layer && { path: layer.layerFile, sha256: layer.sha256 };
+    const warmUp = warmUpText(language) + (modules.length === 0 ? "" : JSON.stringify(modules));
+    const identity = templateIdentity(hypervisor, { language, memoryMiB: memoryMb, warmUp, layer: disk });
     const { onProgress } = this.#hooks;
     const signal = this.#closing.signal;
     const verify = (until: AbortSignal) => this.#verify(language, until);
+    const packages = { ...diskOf(layer), modules, log: this.#hooks.log };
     try {
       const template = await ensureTemplate(hypervisor, this.#templates, identity, {
         signal,
         verify,
+        ...packages,
         ...(onProgress ? { onProgress } : {}),
       });
-      this.#found.set(`${language}-${memoryMb}`, template);
+      this.#found.set(nameOf(wish), template);
       return template;
     } catch (error) {
       if (!(error instanceof SnapshotError)) throw error;
       // On a full disk an attempt takes as long as a boot: not before each of the next runs.
-      this.#retryAt.set(`${language}-${memoryMb}`, performance.now() + RETRY_MS);
+      this.#retryAt.set(nameOf(wish), performance.now() + RETRY_MS);
       this.#hooks.log.warning("no template can be kept here: every VM boots, which takes seconds", { reason: error.message });
       return undefined;
     }
@@ -316,4 +365,18 @@ export class Supply implements MachineSource {
     );
     return { ...hypervisor, savesRoot: path.join(journal.directory, "saves") };
   }
+}
+
+function nameOf({ language, memoryMb, layer, modules }: TemplateWish): string {
+  return [language, memoryMb, ...(layer ? [layer.sha256, ...modules] : [])].join("-");
+}
+
+/** A checkpoint would have to keep its layer. */
+function cannotSavePackages(): Promise<never> {
+  return Promise.reject(new SnapshotError("Cannot save the VM: a VM with packages cannot be saved", { retry: "never" }));
+}
+
+/** What a launch is told of a layer. */
+function diskOf(layer: Layer | undefined): Pick<LaunchRequest, "layer"> {
+  return layer ? { layer: { kind: "packages", path: layer.layerFile } } : {};
 }

@@ -60,6 +60,7 @@ export function noCopies(): Copies<Session> {
     checkMemory: unused,
     lease: unused,
     prepare: unused,
+    pinPackages: unused,
     ready: unused,
     [Symbol.asyncDispose]: unused,
   };

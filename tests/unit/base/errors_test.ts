@@ -50,6 +50,7 @@ const TABLE: Readonly<Record<string, Row>> = {
     make: (message, options) => new errors.NoneAcceptedError(message, { outcomes: [], ...options }),
   },
   OutputLimitError: { code: "SBX_OUTPUT_LIMIT", retry: "never", branch: P, make: withResult("OutputLimitError") },
+  PackageInstallError: { code: "SBX_PACKAGE_INSTALL", retry: "never", branch: P, make: plain("PackageInstallError") },
   PackageNotAllowedError: { code: "SBX_PACKAGE_NOT_ALLOWED", retry: "never", branch: P, make: plain("PackageNotAllowedError") },
   SnapshotError: { code: "SBX_SNAPSHOT", retry: "safe", branch: T, make: plain("SnapshotError") },
   SandboxFileError: {

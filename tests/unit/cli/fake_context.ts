@@ -81,6 +81,7 @@ export interface World {
   readonly signal?: AbortSignal;
   readonly run?: (request: RunRequest, options: OpenOptions) => Promise<ExecutionResult>;
   readonly open?: (options: OpenOptions) => Promise<CliScheduler>;
+  readonly pin?: (...given: Parameters<CliScheduler["pinPackages"]>) => ReturnType<CliScheduler["pinPackages"]>;
   /** Those with a name. */
   readonly checkpoints?: readonly CliCheckpoint[];
   readonly session?: (request: SessionRequest, options: OpenOptions) => Promise<CliSession>;
@@ -115,6 +116,8 @@ export async function sbx(args: readonly string[], world: World = {}): Promise<R
       return world.run?.(request, options) ?? Promise.resolve(resultOf());
     },
     prepare: () => Promise.resolve(),
+    pinPackages: (language, names, options) =>
+      world.pin?.(language, names, options) ?? Promise.reject(new Error("this test has no registry")),
     session: (request) => world.session?.(request, options) ?? Promise.reject(new Error("this test has no sessions")),
     checkpoints: () => Promise.resolve([...world.checkpoints ?? []]),
     [Symbol.asyncDispose]: () => {

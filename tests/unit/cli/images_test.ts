@@ -49,6 +49,7 @@ function installed(replaced: Partial<CliImages> = {}) {
       run: () => Promise.reject(new Error("nothing is to run")),
       session: () => Promise.reject(new Error("nothing is to run")),
       checkpoints: () => Promise.resolve([]),
+      pinPackages: () => Promise.reject(new Error("nothing is to be pinned")),
       prepare: (language) => Promise.resolve(void prepared.push(language)),
       [Symbol.asyncDispose]: () => Promise.resolve(void prepared.push("closed")),
     });

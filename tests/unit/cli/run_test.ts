@@ -35,6 +35,46 @@ test("options reach the request, and only those that were given", async () => {
   ]);
 });
 
+test("packages reach the request, names alone with the version that was found", async () => {
+  const pin = (language: string, names: readonly string[], options?: { readonly isFresh?: boolean }) => {
+    asked.push([language, names, options?.isFresh]);
+    return Promise.resolve(new Map(names.map((name) => [name, { version: "1.2.3", isNew: name !== "known" }])));
+  };
+  const asked: unknown[] = [];
+  const { requests: [given], stderr } = await sbx(["run", "-p", "Requests[socks]==2.32.5", "--no-preload", "1"], { pin });
+  assert.deepEqual([given?.packages, given?.preload, asked, stderr], [["Requests[socks]==2.32.5"], false, [], ""]);
+  const named = await sbx(["run", "-p", "pandas[xml]", "-p", "known", "--upgrade", "1"], { pin });
+  assert.deepEqual(named.requests[0]?.packages, ["pandas[xml]==1.2.3", "known==1.2.3"]);
+  assert.equal(named.requests[0]?.preload, undefined);
+  assert.deepEqual(asked, [["python", ["pandas", "known"], true]]);
+  assert.equal(named.stderr, "pandas → 1.2.3; pin it with -p pandas[xml]==1.2.3\n");
+  const several = await sbx(["run", "-l", "js", "-p", "@types/node", "1", "2", "-q"], { pin });
+  assert.deepEqual(several.requests.map(({ packages }) => packages), [["@types/node@1.2.3"], ["@types/node@1.2.3"]]);
+  assert.deepEqual([asked.length, several.stderr], [2, ""], "looked up once for all sources");
+});
+
+test("packages that are none are refused with 126 before anything runs, also as JSON", async () => {
+  for (const wrong of ["requests>=2", "requests==", "https://example.com/x.whl", "-e.", "a b"]) {
+    const { code, requests, stderr } = await sbx(["run", `--package=${wrong}`, "1"]);
+    assert.deepEqual([code, requests.length], [126, 0], wrong);
+    assert.match(stderr, /^sbx: Cannot install /);
+  }
+  assert.equal((await sbx(["run", "-l", "sh", "-p", "requests==2.32.5", ":"])).code, 126);
+  const { code, stdout } = await sbx(["run", "--json", "-p", "requests>=2", "1"]);
+  assert.deepEqual([code, JSON.parse(stdout).error.code], [126, "SBX_PACKAGE_NOT_ALLOWED"]);
+});
+
+test("the catalog is not asked with --no-validation", async () => {
+  const seen: Array<boolean | undefined> = [];
+  const run = (_: RunRequest, { isValidated }: { readonly isValidated?: boolean }) => {
+    seen.push(isValidated);
+    return Promise.resolve(resultOf());
+  };
+  await sbx(["run", "--no-validation", "-p", "x==1", "1"], { run });
+  await sbx(["run", "-p", "x==1", "1"], { run });
+  assert.deepEqual(seen, [false, true]);
+});
+
 test("options may stand between and after sources, and -- ends them", async () => {
   const { requests } = await sbx(["run", "one", "-t", "5", "two", "--", "-t", "--json"]);
   assert.deepEqual(requests.map((request) => request.code), ["one", "two", "-t", "--json"]);

@@ -87,6 +87,7 @@ test("a run uses a server unless the option or the variable says no", async () =
           session: () => Promise.reject(new Error("none")),
           prepare: () => Promise.resolve(),
           checkpoints: () => Promise.resolve([]),
+          pinPackages: () => Promise.reject(new Error("none")),
           [Symbol.asyncDispose]: () => Promise.resolve(),
         });
       },

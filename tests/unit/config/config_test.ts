@@ -31,6 +31,9 @@ const ENV_NAMES: Readonly<Record<Field, string>> = {
   hostMemoryReserveRatio: "EXEC_SANDBOX_HOST_MEMORY_RESERVE_RATIO",
   resourceMonitorIntervalSeconds: "EXEC_SANDBOX_RESOURCE_MONITOR_INTERVAL_SECONDS",
   enablePackageValidation: "EXEC_SANDBOX_ENABLE_PACKAGE_VALIDATION",
+  packageLayerMaxMb: "EXEC_SANDBOX_PACKAGE_LAYER_MAX_MB",
+  packageInstallTimeoutSeconds: "EXEC_SANDBOX_PACKAGE_INSTALL_TIMEOUT_SECONDS",
+  packageScripts: "EXEC_SANDBOX_PACKAGE_SCRIPTS",
   autoDownloadAssets: "EXEC_SANDBOX_AUTO_DOWNLOAD_ASSETS",
 };
 /** Another acceptable value than the default, for each. */
@@ -53,6 +56,9 @@ const OTHERS: Readonly<Record<Field, number | string | boolean>> = {
   hostMemoryReserveRatio: 0.25,
   resourceMonitorIntervalSeconds: 2.5,
   enablePackageValidation: false,
+  packageLayerMaxMb: 512,
+  packageInstallTimeoutSeconds: 60,
+  packageScripts: true,
   autoDownloadAssets: false,
 };
 /** Lowest and highest acceptable value of each number; the highest undefined where CONTRACT has none. */
@@ -68,9 +74,11 @@ const BOUNDS: ReadonlyArray<readonly [Field, number, number | undefined, "whole"
   ["cpuOvercommitRatio", 0.1, 1000, "any"],
   ["hostMemoryReserveRatio", 0, 0.95, "any"],
   ["resourceMonitorIntervalSeconds", 1, 60, "any"],
+  ["packageLayerMaxMb", 16, 16_384, "whole"],
+  ["packageInstallTimeoutSeconds", 10, 7200, "whole"],
 ];
 const TEXTS: readonly Field[] = ["imagesDir", "snapshotCacheDir", "s3Bucket", "s3Region", "s3Endpoint"];
-const FLAGS: readonly Field[] = ["enablePackageValidation", "autoDownloadAssets"];
+const FLAGS: readonly Field[] = ["enablePackageValidation", "autoDownloadAssets", "packageScripts"];
 
 /** Asserts a `VmConfigError` that says what it could not set, what it wanted and what it got. */
 function refuses(field: string, value: unknown, says: RegExp, env: Record<string, string> = {}): void {
@@ -100,6 +108,9 @@ test("config: the defaults are those of CONTRACT", () => {
     hostMemoryReserveRatio: 0.1,
     resourceMonitorIntervalSeconds: 5,
     enablePackageValidation: true,
+    packageLayerMaxMb: 4096,
+    packageInstallTimeoutSeconds: 1800,
+    packageScripts: false,
     autoDownloadAssets: true,
     cacheDir: "/cache",
     snapshotCacheDir: "/cache/snapshots",

@@ -2,7 +2,13 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import fc from "fast-check";
-import { EnvVarValidationError, InputValidationError, SandboxError, VmConfigError } from "../../../src/base/errors.ts";
+import {
+  EnvVarValidationError,
+  InputValidationError,
+  PackageNotAllowedError,
+  SandboxError,
+  VmConfigError,
+} from "../../../src/base/errors.ts";
 import { CODE_MAX_BYTES } from "../../../src/base/limits.ts";
 import { checkMemory, checkTimeout } from "../../../src/run/check.ts";
 import { checkCode, checkLanguage, checkRequest, type RunRequest } from "../../../src/run/request.ts";
@@ -35,6 +41,7 @@ test("request: what is not given comes from the defaults", () => {
     prepare: undefined,
     collect: undefined,
     network: { policy: { kind: "off" }, ports: [], onNetworkEvent: undefined, onExposedPorts: undefined },
+    packages: undefined,
     check: false,
     signal: undefined,
     onStdout: undefined,
@@ -60,9 +67,28 @@ test("request: what is given is kept", () => {
     onBootLog: () => {},
   };
   const network = { policy: { kind: "off" }, ports: [], onNetworkEvent: undefined, onExposedPorts: undefined };
-  assert.deepEqual(check(request), { ...request, network });
+  assert.deepEqual(check(request), { ...request, network, packages: undefined });
   const unset = Object.fromEntries(Object.keys(request).map((field) => [field, undefined]));
   assert.deepEqual(check({ ...unset, code: "x", language: "raw" }), check({ code: "x", language: "raw" }));
+});
+
+test("request: packages are full pins of the request's language, imported ahead unless it has an environment", () => {
+  const packages = ["Requests[socks]==2.32.5"], spec = { name: "requests", version: "2.32.5", extras: ["socks"] };
+  const set = (fields: object) => check({ code: "x", language: "python", packages, ...fields }).packages;
+  assert.deepEqual(set({}), { language: "python", packages: [spec], isPreloaded: true });
+  assert.equal(set({ preload: false })?.isPreloaded, false);
+  assert.equal(set({ env: { A: "1" } })?.isPreloaded, false);
+  assert.equal(set({ language: "javascript", packages: ["lodash@4.17.21"] })?.isPreloaded, false);
+  assert.equal(set({ packages: [] }), undefined);
+  refuses(() => set({ language: "raw" }), PackageNotAllowedError, /packages are for python and javascript, got language "raw"/);
+  for (
+    const wrong of ["requests", "requests>=2", "requests==2.*", "--index-url=https://example.com", "a==1\nb==2", "./x", "git+https://x/y"]
+  ) {
+    refuses(() => set({ packages: [wrong] }), PackageNotAllowedError, /Cannot install /);
+  }
+  refuses(() => set({ packages: Array(51).fill("requests==2.32.5") }), PackageNotAllowedError, /at most 50 of them, got 51/);
+  refuses(() => set({ packages: "requests==2.32.5" }), InputValidationError, /must be an array of texts/);
+  refuses(() => set({ preload: "no" }), InputValidationError, /preload must be true or false/);
 });
 
 test("request: an unknown field is a VmConfigError that tells the known ones", () => {
