@@ -187,12 +187,13 @@ export class Copies<S extends AsyncDisposable> {
 
 /** Writes the session's machine down while nothing of the session is under way. */
 async function saveMachine(core: SessionCore, signal: AbortSignal | undefined): Promise<MachineSave> {
-  const { machine, guest } = core;
-  await hold(guest, signal ? AbortSignal.any([signal, core.ended]) : core.ended);
+  const { machine, guest } = core, until = signal ? AbortSignal.any([signal, core.ended]) : core.ended;
   try {
+    await abortable(hold(guest, until), until);
     return await machine.save(signal);
   } finally {
-    await guest.resume(randomBytes(64)).catch(() => {}); // A guest that is lost ends the session; the save has its own error.
+    const resumed = guest.resume(randomBytes(64)).catch(() => {}); // A guest that is lost ends the session; the save has its own error.
+    await abortable(resumed, until).catch(() => {}); // Whoever has given up waits for no guest: what is sent next is behind the greeting.
   }
 }
 

@@ -12,7 +12,7 @@ import { noLeftovers, temporaryDirectory } from "../support/leftovers.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
 import { startScript } from "../support/subprocess.ts";
 import { descendants, qemuOf } from "../support/vm.ts";
-import { eventually, settled } from "../support/waiting.ts";
+import { eventually, settled, sleep } from "../support/waiting.ts";
 
 /** Found before any test moves the cache directory. */
 const IMAGES = imagesDirectory(), SNAPSHOTS = process.env["EXEC_SANDBOX_SNAPSHOT_CACHE_DIR"] ?? path.join(cacheDirectory(), "snapshots");
@@ -122,6 +122,25 @@ testIn("a machine that is killed while it is saved closes the session, and nothi
     await eventually("no file is left", () => savedIn(cache).length === 0);
   }
   assert.deepEqual(await scheduler.checkpoints(), []);
+});
+
+testIn("a checkpoint of a machine that stands still can be given up; when it goes on the session does, and can be saved", async () => {
+  await using scheduler = await open();
+  await using session = await scheduler.session({ language: "raw" });
+  await session.exec("n=1");
+  const pid = qemuOf(session), stop = new AbortController(), reason = new Error("enough");
+  process.kill(pid, "SIGSTOP");
+  const making = session.checkpoint({ signal: stop.signal });
+  making.catch(() => {}); // It is awaited below.
+  await sleep(50); // What is sent waits in QEMU's pipes.
+  stop.abort(reason);
+  await assert.rejects(settled(making, "the checkpoint"), (error) => error === reason);
+  const next = session.exec("echo $n");
+  process.kill(pid, "SIGCONT");
+  assert.equal((await settled(next, "the next execution")).stdout, "1\n");
+  await using checkpoint = await session.checkpoint();
+  await using copy = await checkpoint.restore();
+  assert.deepEqual([(await copy.exec("echo $n")).stdout, (await session.exec("echo $n")).stdout], ["1\n", "1\n"]);
 });
 
 testIn("a machine that is killed while it is restored is an error, and the checkpoint serves again", async () => {

@@ -137,6 +137,20 @@ for (const language of LANGUAGES) {
   });
 }
 
+test("python: a generator that a library keeps for itself, as NumPy does, is renewed in each copy", async () => {
+  await using session = await open("python");
+  await session.writeFile("numpy/__init__.py", "");
+  const standIn =
+    "import random\n_own = random.Random(7)\ndef seed(words): _own.seed(str(list(words)))\ndef draw(): return _own.getrandbits(64)\n";
+  await session.writeFile("numpy/random.py", standIn);
+  await said(session, "import sys; sys.path.insert(0, '/home/user'); import numpy.random");
+  const [first, second] = await session.fork(2);
+  assert.ok(first && second);
+  const draws = await Promise.all([session, first, second].map((each) => said(each, "print(numpy.random.draw())")));
+  assert.equal(new Set(draws).size, 3, String(draws));
+  await Promise.all([first.close(), second.close()]);
+});
+
 test("a checkpoint with a name is found by other processes and schedulers, until it is removed", async (t) => {
   const name = nameOf("kept");
   await using session = await open("python");
