@@ -15,7 +15,7 @@ export function openHostCache(env: Readonly<Record<string, string | undefined>>)
       await (await import("../images/verify.ts")).removeAssets(path.resolve(directory));
     },
     sweep: async () => {
-      for (const root of [places.snapshots, places.layers, places.checkpoints]) {
+      for (const root of [places.snapshots, places.layers, places.checkpoints, path.join(places.root, "packages")]) {
         await sweepTemporaries(root);
         await sweepLocks(root);
       }

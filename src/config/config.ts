@@ -34,6 +34,7 @@ const schema = z.strictObject({
   s3Region: text.default("us-east-1"),
   s3Prefix: anyText.default("snapshots/"),
   s3Endpoint: text.optional(),
+  s3SigningKey: text.optional(),
   maxConcurrentS3Uploads: integer(1, 16).default(4),
   memoryOvercommitRatio: number(0.1, 100).default(1.5),
   cpuOvercommitRatio: number(0.1, 1000).default(4),
@@ -72,6 +73,8 @@ export interface SchedulerConfig {
   readonly s3Prefix?: string | undefined;
   /** URL of another S3-compatible service. Default: none. */
   readonly s3Endpoint?: string | undefined;
+  /** A secret of the hosts that share the bucket: what was not uploaded by one that has it is not used. Default: none; whoever may write to the bucket is trusted. */
+  readonly s3SigningKey?: string | undefined;
   /** Uploads at once, 1-16. Default 4. */
   readonly maxConcurrentS3Uploads?: number | undefined;
   /** Memory that VMs may be promised, per memory of the host less its reserve, 0.1-100. Default 1.5. */

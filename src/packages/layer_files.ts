@@ -135,7 +135,7 @@ export async function freezeLayer(directory: string): Promise<BigIntStats> {
  * its inode or its change time, which no program can set. Hashing a layer of 200 MB takes longer than all of a start from a template.
  */
 export async function examineLayer(directory: string, key: string, check: LayerCheck): Promise<ExaminedLayer> {
-  const manifest = parse(manifestSchema, await readBounded(path.join(directory, MANIFEST_FILE), MANIFEST_MAX_BYTES), MANIFEST_FILE);
+  const manifest = parseManifest(await readBounded(path.join(directory, MANIFEST_FILE), MANIFEST_MAX_BYTES));
   if (manifest.key !== key) throw new DamagedLayerError(`${MANIFEST_FILE} is of ${manifest.key}`);
   if (layerKey(manifest.inputs) !== key) throw new DamagedLayerError(`${MANIFEST_FILE} has inputs of another key`);
   const { [LAYER_FILE]: layerEntry, [PACKAGES_FILE]: packagesEntry } = manifest.files;
@@ -156,6 +156,11 @@ export async function examineLayer(directory: string, key: string, check: LayerC
     await noteVerified(directory, manifest, stats).catch(() => {}); // A cache that cannot be written is hashed each time.
   }
   return { manifest, packages, details };
+}
+
+/** The content of a `manifest.json`. Throws `DamagedLayerError`. */
+export function parseManifest(text: string): LayerManifest {
+  return parse(manifestSchema, text, MANIFEST_FILE);
 }
 
 /** What a layer looks like now. Throws `DamagedLayerError` for what is no regular file or no EROFS. */

@@ -90,7 +90,8 @@ export class LayerStore implements AsyncDisposable {
   /** The layer of these inputs, or undefined when there is none, or one that is not whole: `obtain` replaces such a one. Counts as a use. */
   async find(inputs: LayerInputs, check: LayerCheck = "stamp"): Promise<Layer | undefined> {
     const key = layerKey(inputs);
-    return await this.#examine(key, check, () => {});
+    const found = await this.#examine(key, check, () => {});
+    return found && this.#onDisk(found).layer;
   }
 
   /**

@@ -76,13 +76,20 @@ function listTemplates(root: string): CacheEntry[] {
   return namesIn(root).flatMap((name) => {
     const [, language, memory] = /^(python|javascript|raw)-(\d+)-[0-9a-f]+/.exec(name) ?? [];
     if (language === undefined) return [];
-    return [{ kind: "template", name, ...measured(path.join(root, name), "meta.json"), language, memoryMb: Number(memory) }];
+    return [{
+      kind: "template",
+      name,
+      ...measured(path.join(root, name), "meta.json", ["ram", "state", "translations"]),
+      language,
+      memoryMb: Number(memory),
+    }];
   });
 }
 
 function listLayers(root: string, withInstalled: boolean): CacheEntry[] {
   return namesIn(root).filter((name) => /^[0-9a-f]{64}$/.test(name)).map((name) => {
-    const directory = path.join(root, name), entry = { kind: "layer" as const, name, ...measured(directory, "manifest.json") };
+    const directory = path.join(root, name),
+      entry = { kind: "layer" as const, name, ...measured(directory, "manifest.json", ["layer.erofs", "packages.json"]) };
     const inputs = fieldOf(readJson(path.join(directory, "manifest.json")), "inputs");
     const language = fieldOf(inputs, "language"), packages = fieldOf(inputs, "packages");
     if (typeof language !== "string" || !Array.isArray(packages)) return { ...entry, isDamaged: true };
@@ -97,7 +104,7 @@ function listCheckpoints(root: string): CacheEntry[] {
   return namesIn(root).filter((name) => !name.startsWith(".")).flatMap((name) => {
     const directory = path.join(root, name), meta = readJson(path.join(directory, "meta.json"));
     const language = fieldOf(meta, "language"), memoryMb = Number(fieldOf(meta, "memoryMiB"));
-    const entry = { kind: "checkpoint" as const, name, ...measured(directory, "meta.json") };
+    const entry = { kind: "checkpoint" as const, name, ...measured(directory, "meta.json", ["ram", "state"]) };
     return [typeof language === "string" ? { ...entry, language, memoryMb } : { ...entry, isDamaged: true }];
   });
 }
@@ -126,17 +133,21 @@ function namesIn(directory: string): string[] {
   }
 }
 
-/** Size of what lies in a directory; `marker` is there when all else is, and its time is that of the last use. */
-function measured(directory: string, marker?: string): Pick<CacheEntry, "directory" | "sizeBytes" | "usedAtMs" | "isDamaged"> {
-  let sizeBytes = 0, usedAtMs: number | undefined, isDamaged = marker !== undefined;
-  for (const name of namesIn(directory)) {
-    const found = fs.lstatSync(path.join(directory, name), { throwIfNoEntry: false });
-    sizeBytes += (found?.blocks ?? 0) * 512;
-    if (name !== marker || !found) continue;
-    usedAtMs = found.mtimeMs;
-    isDamaged = false;
-  }
-  return { directory, sizeBytes, usedAtMs, isDamaged };
+/**
+ * Size of what lies in a directory. `marker` is there when all else is, and its time is that of the last use. Reading a directory costs as much
+ * as looking at four files: where the names of those that have a size are known, `names` has them.
+ */
+function measured(
+  directory: string,
+  marker?: string,
+  names: readonly string[] = namesIn(directory).filter((name) => name !== marker),
+): Pick<CacheEntry, "directory" | "sizeBytes" | "usedAtMs" | "isDamaged"> {
+  const look = (name: string) => fs.lstatSync(`${directory}/${name}`, { throwIfNoEntry: false });
+  let sizeBytes = 0;
+  for (const name of names) sizeBytes += (look(name)?.blocks ?? 0) * 512;
+  const marked = marker === undefined ? undefined : look(marker);
+  sizeBytes += (marked?.blocks ?? 0) * 512;
+  return { directory, sizeBytes, usedAtMs: marked?.mtimeMs, isDamaged: marker !== undefined && marked === undefined };
 }
 
 function readJson(file: string): unknown {

@@ -1,4 +1,5 @@
 /** Shared configuration: what a server's VMs are made with, and which of it a client would have had otherwise. */
+import { createHash } from "node:crypto";
 import fs from "node:fs/promises";
 import type { ResolvedConfig } from "../config/config.ts";
 import { readPlatform } from "../host/platform.ts";
@@ -21,6 +22,8 @@ export async function sharedConfig(config: ResolvedConfig): Promise<SharedConfig
   const shared = Object.entries(config).filter(([name]) => !OWN_FIELDS.has(name));
   return {
     ...Object.fromEntries(shared.map(([name, value]) => [name, value ?? null])),
+    // Compared and told, never shown.
+    s3SigningKey: config.s3SigningKey === undefined ? null : createHash("sha256").update(config.s3SigningKey).digest("hex").slice(0, 12),
     // A newer set of images takes the place of a link: then VMs of the older set are not what is asked for.
     imagesDir: await fs.realpath(images).catch(() => images), // None there: then the names are compared.
   };

@@ -4,6 +4,7 @@ import process from "node:process";
 import type { Language } from "../../src/mod.ts";
 import { coldBoot, commandLineRun, executeNothing, floor, idleMemory, openBench, schedulerOpen, version } from "./cases.ts";
 import { destroy, manyAtOnce, manyWithPool, runFromSpare, runFromTemplate, runWarm, tenthClone } from "./ahead_cases.ts";
+import { cacheList } from "./cache_cases.ts";
 import { copies, savePause } from "./checkpoint_cases.ts";
 import { type Measurement, median, quantile } from "./measure.ts";
 import { runServed } from "./serve_cases.ts";
@@ -42,7 +43,7 @@ for (const language of LANGUAGES) {
   add(await coldBoot(bench, language, Math.ceil(repetitions / 4)));
 }
 add(await destroy(bench, repetitions), await tenthClone(bench), ...await manyAtOnce(repetitions), await manyWithPool(50 * repetitions));
-add(...await version(repetitions), ...await commandLineRun(repetitions), ...await runServed(repetitions));
+add(...await version(repetitions), ...await cacheList(repetitions), ...await commandLineRun(repetitions), ...await runServed(repetitions));
 add(...await executeBesideEcho(bench, 10 * repetitions), await outputDelay(bench, 3 * repetitions));
 add(...await largeTransfers(bench, Math.ceil(repetitions / 4)), ...await guestMemory(bench, 2));
 add(...await smallFiles(bench, Math.ceil(repetitions / 4)), ...await longSession(bench, 500 * repetitions));

@@ -25,6 +25,7 @@ const ENV_NAMES: Readonly<Record<Field, string>> = {
   s3Region: "EXEC_SANDBOX_S3_REGION",
   s3Prefix: "EXEC_SANDBOX_S3_PREFIX",
   s3Endpoint: "EXEC_SANDBOX_S3_ENDPOINT",
+  s3SigningKey: "EXEC_SANDBOX_S3_SIGNING_KEY",
   maxConcurrentS3Uploads: "EXEC_SANDBOX_MAX_CONCURRENT_S3_UPLOADS",
   memoryOvercommitRatio: "EXEC_SANDBOX_MEMORY_OVERCOMMIT_RATIO",
   cpuOvercommitRatio: "EXEC_SANDBOX_CPU_OVERCOMMIT_RATIO",
@@ -50,6 +51,7 @@ const OTHERS: Readonly<Record<Field, number | string | boolean>> = {
   s3Region: "eu-central-1",
   s3Prefix: "p/",
   s3Endpoint: "http://127.0.0.1:9000",
+  s3SigningKey: "secret",
   maxConcurrentS3Uploads: 7,
   memoryOvercommitRatio: 2.5,
   cpuOvercommitRatio: 8,
@@ -77,7 +79,7 @@ const BOUNDS: ReadonlyArray<readonly [Field, number, number | undefined, "whole"
   ["packageLayerMaxMb", 16, 16_384, "whole"],
   ["packageInstallTimeoutSeconds", 10, 7200, "whole"],
 ];
-const TEXTS: readonly Field[] = ["imagesDir", "snapshotCacheDir", "s3Bucket", "s3Region", "s3Endpoint"];
+const TEXTS: readonly Field[] = ["imagesDir", "snapshotCacheDir", "s3Bucket", "s3Region", "s3Endpoint", "s3SigningKey"];
 const FLAGS: readonly Field[] = ["enablePackageValidation", "autoDownloadAssets", "packageScripts"];
 
 /** Asserts a `VmConfigError` that says what it could not set, what it wanted and what it got. */
