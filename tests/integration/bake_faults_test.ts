@@ -5,7 +5,7 @@ import process from "node:process";
 import test from "node:test";
 import { type BakeProgress, CommunicationError, Scheduler, type SchedulerConfig, type SchedulerHooks } from "../../src/mod.ts";
 import { noLeftovers, processesWith, temporaryDirectory } from "../support/leftovers.ts";
-import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
+import { imagesDirectory, reasonToSkip, reasonToSkipTwice } from "../support/scheduler.ts";
 import { startScript } from "../support/subprocess.ts";
 import { descendants } from "../support/vm.ts";
 import { eventually } from "../support/waiting.ts";
@@ -66,7 +66,7 @@ for (const phase of ["warming", "saving"] as const satisfies ReadonlyArray<BakeP
 
 test(
   "a process killed before any step of publishing a template leaves nothing that blocks or stays",
-  { skip, timeout: TIMEOUT_MS },
+  { skip: reasonToSkipTwice() ?? false, timeout: TIMEOUT_MS },
   async (t) => {
     const env = { EXEC_SANDBOX_IMAGES_DIR: IMAGES };
     const places = new Set<string>();

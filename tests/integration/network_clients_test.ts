@@ -1,20 +1,17 @@
 /** Network, with real clients that no image has: requests and httpx against nginx, git over ssh; and the package managers against their registries. */
 import assert from "node:assert/strict";
 import path from "node:path";
-import process from "node:process";
 import test, { type TestContext } from "node:test";
 import type { Language, NetworkEvent, Session } from "../../src/mod.ts";
 import { observed } from "../../src/net/observe.ts";
 import { noLeftovers } from "../support/leftovers.ts";
 import { certificatesFor, withEnvironment } from "../support/net_services.ts";
 import { missingPrograms, noSshServer, runAsService, secureNginx, sshService } from "../support/real_services.ts";
-import { reasonToSkip, withScheduler } from "../support/scheduler.ts";
+import { reasonToSkipTwice, withScheduler } from "../support/scheduler.ts";
 import { wheels } from "../support/wheels.ts";
 
 const options = (missing?: string) => {
-  // Minutes of an emulated machine, for clients that are the same with either: network_services_test.ts runs under both.
-  const isSecond = process.versions["bun"] !== undefined ? "runs under Deno alone" : undefined;
-  const skip = isSecond ?? reasonToSkip() ?? missing;
+  const skip = reasonToSkipTwice() ?? missing; // Services are tested under both, by network_services_test.ts.
   return skip === undefined ? { timeout: 600_000 } : { skip };
 };
 

@@ -11,9 +11,9 @@ import { Scheduler } from "../../src/run/scheduler.ts";
 import { withEnv } from "../support/environment.ts";
 import { noLeftovers } from "../support/leftovers.ts";
 import { type IndexFault, type PackageIndex, type SourcePackage, startPackageIndex } from "../support/package_index.ts";
-import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
+import { imagesDirectory, reasonToSkipTwice } from "../support/scheduler.ts";
 
-const imagesDir = imagesDirectory(), skip = reasonToSkip(), options = skip === undefined ? { timeout: 600_000 } : { skip };
+const imagesDir = imagesDirectory(), skip = reasonToSkipTwice(), options = skip === undefined ? { timeout: 600_000 } : { skip };
 const cache = mkdtempSync(path.join(os.tmpdir(), "sbx-test-package-faults-"));
 
 interface Bench {

@@ -43,3 +43,8 @@ export function testWithScheduler(
     await withScheduler((scheduler) => body(scheduler, t), config);
   });
 }
+
+/** As `reasonToSkip`, for tests that take minutes of an emulated machine and are the same under either runtime: Deno runs them. */
+export function reasonToSkipTwice(): string | undefined {
+  return process.versions["bun"] === undefined ? reasonToSkip() : "runs under Deno alone";
+}
