@@ -3,12 +3,14 @@ import assert from "node:assert/strict";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
+import process from "node:process";
 import test, { before } from "node:test";
 import { PackageInstallError, PackageNotAllowedError, SnapshotError } from "../../src/base/errors.ts";
 import { Scheduler } from "../../src/run/scheduler.ts";
 import { withEnv } from "../support/environment.ts";
 import { noLeftovers } from "../support/leftovers.ts";
 import { imagesDirectory, reasonToSkip } from "../support/scheduler.ts";
+import { sbx } from "./cli_terminal.ts";
 
 const imagesDir = imagesDirectory(), skip = reasonToSkip(), options = skip === undefined ? { timeout: 600_000 } : { skip };
 const cache = mkdtempSync(path.join(os.tmpdir(), "sbx-test-packages-"));
@@ -69,6 +71,13 @@ test("modules are imported ahead, unless the request has an environment or does 
   assert.equal(await run({}), "True\n");
   assert.equal(await run({ preload: false }), "False\n");
   assert.equal(await run({ env: { A: "1" } }), "False\n");
+});
+
+test("sbx session -p has them, from the layer that is there", options, async () => {
+  const env = { ...process.env, EXEC_SANDBOX_CACHE_DIR: cache, EXEC_SANDBOX_IMAGES_DIR: imagesDir };
+  const stdin = "import requests, socks\n\nrequests.__version__\n";
+  const { code, stdout, stderr } = await sbx(["session", "-q", "-p", REQUESTS.join()], { stdin, env });
+  assert.deepEqual([code, stdout, stderr], [0, "'2.32.5'\n", ""]);
 });
 
 test("a session has its packages from its first execution on, with a network beside them, and cannot be saved", options, async () => {
